@@ -1,0 +1,28 @@
+package probe
+
+import "github.com/lag-monitor/lag-monitor/internal/conn"
+
+// Config is the configuration of one kind of injector.
+type Config = conn.Config[Injector]
+
+// kinds is the table of transports: the key under `inject:` and a constructor that returns the
+// defaults.
+func kinds() conn.Kinds[Injector] {
+	return conn.Kinds[Injector]{
+		"amqp":    func() Config { return NewAMQP() },
+		"exec":    func() Config { return NewExec() },
+		"file":    func() Config { return NewFile() },
+		"http":    func() Config { return NewHTTP() },
+		"kafka":   func() Config { return NewKafka() },
+		"kinesis": func() Config { return NewKinesis() },
+		"nats":    func() Config { return NewNATS() },
+		"redis":   func() Config { return NewRedis() },
+	}
+}
+
+// New returns the configuration of a kind filled with its defaults, and false for a kind that does
+// not exist.
+func New(kind string) (Config, bool) { return kinds().New(kind) }
+
+// Kinds returns the names of all kinds, sorted.
+func Kinds() []string { return kinds().Names() }
