@@ -1,0 +1,123 @@
+package sinks
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/lag-monitor/lag-monitor/internal/conn"
+	"github.com/lag-monitor/lag-monitor/internal/servers"
+)
+
+// What a fake cluster may see differently from Kafka itself.
+func TestKafkaReal(t *testing.T) {
+	servers.KafkaEach(t, servers.KafkaOptions{}, func(t *testing.T, k *servers.KafkaServer) {
+		brokers := []string{k.Addr}
+		t.Run("codecs", func(t *testing.T) {
+			k.CreateTopic("t", 2)
+			defer k.DeleteTopic("t")
+			r := runKafka(t, newKafkaSink(t, brokers)).waitReady(t)
+			for i, codec := range []kgo.CompressionCodec{kgo.NoCompression(), kgo.GzipCompression(), kgo.SnappyCompression(), kgo.Lz4Compression(), kgo.ZstdCompression()} {
+				c := producer(t, brokers, kgo.ProducerBatchCompression(codec))
+				put(t, c, 0, append(repeat(1000, "an ordinary message"), i+1)...)
+				put(t, c, 1, append(repeat(500, "an ordinary message"), i+1)...)
+			}
+			r.exactly(t, 10, 7500)
+			r.stop(t)
+		})
+		t.Run("transactions", func(t *testing.T) {
+			k.CreateTopic("t", 1)
+			defer k.DeleteTopic("t")
+			a := runKafka(t, newKafkaSink(t, brokers, func(k *Kafka) { k.Isolation = "read_committed" })).waitReady(t)
+			b := runKafka(t, newKafkaSink(t, brokers)).waitReady(t)
+			plain, txn := producer(t, brokers), producer(t, brokers, kgo.TransactionalID("x"))
+			for seq, end := range map[int]kgo.TransactionEndTry{10: kgo.TryAbort, 20: kgo.TryCommit, 30: kgo.TryAbort} {
+				if err := txn.BeginTransaction(); err != nil {
+					t.Fatal(err)
+				}
+				put(t, txn, 0, "in a transaction", seq)
+				put(t, plain, 0, "in between", seq+1)
+				put(t, txn, 0, seq+2)
+				if err := txn.EndTransaction(t.Context(), end); err != nil {
+					t.Fatal(err)
+				}
+				put(t, plain, 0, seq+3)
+			}
+			a.exactly(t, 8, 4)
+			b.exactly(t, 12, 6)
+			for _, s := range []uint64{10, 12, 30, 32} {
+				if slices.Contains(a.arrived(), s) {
+					t.Errorf("heartbeat %d of an aborted transaction was delivered to read_committed", s)
+				}
+			}
+			a.stop(t)
+			b.stop(t)
+		})
+		t.Run("partitions and re-creation", func(t *testing.T) {
+			k.CreateTopic("t", 1)
+			s := newKafkaSink(t, brokers)
+			r := runKafka(t, s).waitReady(t)
+			k.AddPartitions("t", 3)
+			c := producer(t, brokers)
+			for p := range int32(3) {
+				put(t, c, p, int(p)+1, "other")
+			}
+			waitUntil(t, "all partitions", func() bool { return len(r.arrived()) == 3 })
+			r.exactly(t, 3, 3)
+
+			k.DeleteTopic("t")
+			select {
+			case err := <-r.done:
+				if conn.ClassOf(err) != conn.Missing {
+					t.Errorf("Run ended with %v of class %s, want missing", err, conn.ClassOf(err))
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("a deleted topic is not noticed")
+			}
+			k.CreateTopic("t", 1)
+			put(t, producer(t, brokers), 0, append(repeat(20, "other"), 9)...)
+			r = runKafka(t, s).waitReady(t)
+			r.exactly(t, 1, 20)
+			if !slices.Contains(r.allGaps(), "recreated") {
+				t.Errorf("gaps are %v, want recreated", r.allGaps())
+			}
+			r.stop(t)
+			k.DeleteTopic("t")
+		})
+		t.Run("broker away for 30 s", func(t *testing.T) {
+			k.CreateTopic("t", 3)
+			s := newKafkaSink(t, brokers)
+			r := &kafkaRunner{sink: s}
+			r.feed = NewFeed(r, nil)
+			ended := make(chan struct{})
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				defer close(ended)
+				Listen(ctx, s, r.feed, slog.New(slog.DiscardHandler), rand.New(rand.NewPCG(1, 1)))
+			}()
+			defer func() { cancel(); <-ended }()
+			waitUntil(t, "ready", func() bool { return r.feed.Stats().Ready })
+			c := producer(t, brokers)
+			for p := range int32(3) {
+				put(t, c, p, int(p)+1, "other")
+			}
+			r.exactly(t, 3, 3)
+			k.Stop()
+			time.Sleep(30 * time.Second)
+			k.Start()
+			for p := range int32(3) {
+				put(t, c, p, int(p)+4, "other")
+			}
+			waitUntil(t, "what came after the pause", func() bool { return len(r.arrived()) == 6 })
+			r.exactly(t, 6, 6)
+			if len(r.allGaps()) > 0 {
+				t.Errorf("gaps: %v", r.allGaps())
+			}
+		})
+	})
+}
