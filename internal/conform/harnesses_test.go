@@ -1,0 +1,57 @@
+package conform_test
+
+import (
+	"testing"
+
+	"github.com/lag-monitor/lag-monitor/internal/conform"
+	"github.com/lag-monitor/lag-monitor/probe"
+	"github.com/lag-monitor/lag-monitor/sinks"
+)
+
+// harnesses is the table of transports: a line for each, its harness in <kind>_test.go.
+func harnesses() []conform.Harness {
+	return []conform.Harness{
+		inMemory(),
+		kinesisStream(),
+		natsStream(),
+		natsCore(),
+		webhook(),
+		httpPoll(),
+		onKafka(),
+		onRedis("stream"),
+		onRedis("list"),
+		onRedis("channel"),
+		logFile(),
+		programs(false),
+		programs(true),
+	}
+}
+
+func TestConformance(t *testing.T) {
+	for _, h := range harnesses() {
+		t.Run(h.Name(), func(t *testing.T) { conform.Run(t, h) })
+	}
+}
+
+// A kind of injector or sink that no harness drives fails here.
+func TestEveryKindHasAHarness(t *testing.T) {
+	injectors, listeners := make(map[string]bool), make(map[string]bool)
+	for _, h := range append(harnesses(), onRabbitMQ(nil)...) {
+		listeners[h.Kind] = true
+		if h.InjectKind != "" {
+			injectors[h.InjectKind] = true
+		} else {
+			injectors[h.Kind] = true
+		}
+	}
+	for _, k := range probe.Kinds() {
+		if !injectors[k] {
+			t.Errorf("injector %s has no harness in the conformance suite", k)
+		}
+	}
+	for _, k := range sinks.Kinds() {
+		if !listeners[k] {
+			t.Errorf("sink %s has no harness in the conformance suite", k)
+		}
+	}
+}
