@@ -130,18 +130,24 @@ grafana() {
   finish grafana "$stamp"
 }
 
-# Prometheus and Alertmanager: Debian's packages are downloaded and unpacked, not installed, because installing
-# them would start their services. Elsewhere binaries that are already in PATH are linked.
+# unpack PACKAGE...: Debian's packages, downloaded and unpacked into $tmp, not installed: installing them would start their services.
+# It fails where there is no apt-get.
+unpack() {
+  local deb
+  command -v apt-get >/dev/null && command -v dpkg >/dev/null || return
+  (cd "$tmp" && { apt-get download "$@" >apt.log 2>&1 ||
+    { [ "$(id -u)" = 0 ] && apt-get -qq update >>apt.log 2>&1 && apt-get download "$@" >>apt.log 2>&1; }; }) ||
+    { tail -n 20 "$tmp/apt.log" >&2; die "apt-get could not download $*, see above (as root: apt-get update)"; }
+  for deb in "$tmp"/*.deb; do dpkg -x "$deb" "$tmp" && rm "$deb" || die "dpkg could not unpack ${deb##*/}"; done
+}
+
+# Prometheus and Alertmanager, unpacked. Elsewhere binaries that are already in PATH are linked.
 prometheus() {
-  local stamp="prometheus recipe $prometheus_recipe" binary alertmanager deb
+  local stamp="prometheus recipe $prometheus_recipe" binary alertmanager
   fresh prometheus "$stamp" && return
   begin prometheus
   mkdir "$tmp/bin"
-  if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
-    (cd "$tmp" && { apt-get download prometheus prometheus-alertmanager >apt.log 2>&1 ||
-      { [ "$(id -u)" = 0 ] && apt-get -qq update >>apt.log 2>&1 && apt-get download prometheus prometheus-alertmanager >>apt.log 2>&1; }; }) ||
-      { tail -n 20 "$tmp/apt.log" >&2; die "apt-get could not download prometheus and prometheus-alertmanager, see above (as root: apt-get update)"; }
-    for deb in "$tmp"/*.deb; do dpkg -x "$deb" "$tmp"; rm "$deb"; done
+  if unpack prometheus prometheus-alertmanager; then
     for binary in prometheus promtool amtool; do ln -s "../usr/bin/$binary" "$tmp/bin/$binary"; done
     with_templates
   else
@@ -176,15 +182,11 @@ EOF
 
 # Redis, unpacked in the same way. Its libraries are on any Debian or are unpacked beside it.
 redis() {
-  local stamp="redis recipe $redis_recipe" deb packages=(redis-server redis-tools libjemalloc2 liblzf1)
+  local stamp="redis recipe $redis_recipe"
   fresh redis "$stamp" && return
   begin redis
   mkdir "$tmp/bin"
-  if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
-    (cd "$tmp" && { apt-get download "${packages[@]}" >apt.log 2>&1 ||
-      { [ "$(id -u)" = 0 ] && apt-get -qq update >>apt.log 2>&1 && apt-get download "${packages[@]}" >>apt.log 2>&1; }; }) ||
-      { tail -n 20 "$tmp/apt.log" >&2; die "apt-get could not download ${packages[*]}, see above (as root: apt-get update)"; }
-    for deb in "$tmp"/*.deb; do dpkg -x "$deb" "$tmp"; rm "$deb"; done
+  if unpack redis-server redis-tools libjemalloc2 liblzf1; then
     cat >"$tmp/bin/redis-server" <<'EOF'
 #!/usr/bin/env bash
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -217,20 +219,15 @@ browser() {
   finish browser "$stamp"
 }
 
-# RabbitMQ with the Erlang that it runs on: Debian's packages, downloaded and unpacked like those of Prometheus. Nothing of
+# RabbitMQ with the Erlang that it runs on, unpacked. Nothing of
 # them is in PATH and no user, cookie or service is made; internal/servers says where Erlang is when it starts the broker.
 rabbitmq() {
-  local stamp="rabbitmq recipe $rabbitmq_recipe" deb plugins erts
+  local stamp="rabbitmq recipe $rabbitmq_recipe" plugins erts
   local erlang=(base asn1 crypto eldap inets mnesia os-mon parsetools public-key runtime-tools ssl syntax-tools tools xmerl)
   local packages=(rabbitmq-server "${erlang[@]/#/erlang-}")
   fresh rabbitmq "$stamp" && return
   begin rabbitmq
-  command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
-    die "there is no apt-get to fetch RabbitMQ with: unpack Debian's ${packages[*]} into $dir/rabbitmq"
-  (cd "$tmp" && { apt-get download "${packages[@]}" >apt.log 2>&1 ||
-    { [ "$(id -u)" = 0 ] && apt-get -qq update >>apt.log 2>&1 && apt-get download "${packages[@]}" >>apt.log 2>&1; }; }) ||
-    { tail -n 20 "$tmp/apt.log" >&2; die "apt-get could not download ${packages[*]}, see above (as root: apt-get update)"; }
-  for deb in "$tmp"/*.deb; do dpkg -x "$deb" "$tmp"; rm "$deb"; done
+  unpack "${packages[@]}" || die "there is no apt-get to fetch RabbitMQ with: unpack Debian's ${packages[*]} into $dir/rabbitmq"
   plugins=$(echo "$tmp"/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins)
   erts=$(echo "$tmp"/usr/lib/erlang/erts-*)
   [ -d "$plugins" ] && [ -x "$erts/bin/erlexec" ] || die "Debian's rabbitmq-server and erlang are laid out otherwise than expected"
