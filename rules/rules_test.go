@@ -429,7 +429,7 @@ func TestAlertmanagerRoutes(t *testing.T) {
 		{"slack-page", "alertname=ErrorBudgetBurn severity=page team=data channel=#stash-deferred probe=p job=lm"},
 		{"payments-pager,slack-page", "alertname=ErrorBudgetBurn severity=page team=payments channel=#payments probe=p job=lm"},
 		{"slack-ticket", "alertname=ErrorBudgetBurn severity=ticket team=data channel=#stash-deferred probe=p job=lm"},
-		{"slack-ticket", "alertname=BacklogHigh severity=ticket team=data channel=#stash-deferred probe=p job=lm"},
+		{"slack-ticket", "alertname=BacklogGrowing severity=ticket team=data channel=#stash-deferred probe=p job=lm"},
 		{"monitoring", "alertname=ClockSkew severity=ticket probe=p job=lm"},
 		{"watchdog", "alertname=LagMonitorWatchdog severity=none"},
 		{"watchdog", "alertname=LagMonitorWatchdog severity=none channel=#of-an-external-label team=payments"},
@@ -485,7 +485,7 @@ func TestOneIncidentIsOnePage(t *testing.T) {
 		t.Errorf("the page is %+v", page)
 	}
 	rest := []servers.Alert{alert("LagHigh", "ticket"), alert("ErrorBudgetBurn", "page"), alert("ErrorBudgetBurn", "ticket"), alert("HeartbeatsDropped", "page"),
-		alert("SinkDown", "ticket"), alert("InjectionFailing", "ticket"), alert("BacklogHigh", "ticket"), alert("HeartbeatsDeadLettered", "ticket")}
+		alert("SinkDown", "ticket"), alert("InjectionFailing", "ticket"), alert("BacklogGrowing", "ticket"), alert("HeartbeatsDeadLettered", "ticket")}
 	am.Post(t, rest...)
 	// A ticket of another probe in the same channel shows that Alertmanager has gone through all that came before.
 	other := alert("SinkDown", "ticket")
@@ -556,7 +556,7 @@ func TestAlertmanagerInhibits(t *testing.T) {
 		alert("ErrorBudgetBurn", "page", "lm", "late"),
 		alert("ErrorBudgetBurn", "ticket", "lm", "late"),
 		alert("HeartbeatsDeadLettered", "ticket", "lm", "late"),
-		alert("BacklogHigh", "ticket", "lm", "late"),
+		alert("BacklogGrowing", "ticket", "lm", "late"),
 		alert("SinkDown", "ticket", "lm", "new"),
 		alert("HeartbeatsForeign", "ticket", "lm", "new"),
 		alert("ErrorBudgetBurn", "page", "lm", "lossy"),
@@ -581,7 +581,7 @@ func TestAlertmanagerInhibits(t *testing.T) {
 		alert("SinkDown", "ticket", "lm", "slow"),
 		alert("ErrorBudgetBurn", "ticket", "lm", "other"),
 		alert("ErrorBudgetBurn", "page", "staging", "late"),
-		alert("BacklogHigh", "ticket", "lm", "other"),
+		alert("BacklogGrowing", "ticket", "lm", "other"),
 		alert("SinkDown", "ticket", "lm", "other"),
 		alert("SinkDown", "ticket", "staging", "late"),
 		alert("LagHigh", "ticket", "lm", "other"),
