@@ -40,7 +40,7 @@ func openKafka(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
 		})
 	}
 	if breaking {
-		broken = servers.Kafka(t, servers.KafkaOptions{Proxies: 2})
+		broken = servers.Kafka(t, servers.KafkaOptions{Proxies: 2, Config: backSoon})
 	}
 	var one sync.Mutex
 	return func(t *testing.T, r *row) *pipeline {
@@ -63,12 +63,15 @@ func openKafka(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
 				", sasl: {mechanism: scram-sha-256, username: %s, password: {file: %q}}", servers.KafkaUser, r.secret))
 		case "disk":
 			r.disk = servers.Tmpfs(t, 128)
-			k := servers.Kafka(t, servers.KafkaOptions{Proxies: 2, Data: filepath.Join(r.disk, "data")})
+			k := servers.Kafka(t, servers.KafkaOptions{Proxies: 2, Data: filepath.Join(r.disk, "data"), Config: backSoon})
 			return kafkaPipeline(t, r, k, k.Proxies, "")
 		}
 		return kafkaPipeline(t, r, shared, shared.Proxies[way:way+2], "")
 	}
 }
+
+// backSoon is for brokers that are killed: one that comes back waits for so long until its former self is given up.
+var backSoon = map[string]string{"broker.session.timeout.ms": "2000"}
 
 // kafkaPipeline creates the two topics of a row. Settings are further ones of a connection, such as a login.
 func kafkaPipeline(t *testing.T, r *row, k *servers.KafkaServer, proxies []*servers.FaultProxy, settings string) *pipeline {

@@ -95,7 +95,7 @@ func soakPipes(t *testing.T) []*soakPipe {
 		return ds
 	}
 	r := &row{name: "soak"}
-	k := servers.Kafka(t, servers.KafkaOptions{Proxies: 2})
+	k := servers.Kafka(t, servers.KafkaOptions{Proxies: 2, Config: backSoon})
 	return []*soakPipe{
 		{name: "kafka", lanes: 2, pipeline: kafkaPipeline(t, r, k, k.Proxies, ""), intervals: ms(250, 500, 1000)},
 		{name: "nats", lanes: 1, pipeline: natsPipeline(t, r, servers.StartNATS(t, natsBinary, "", ""), ""), intervals: ms(200, 500, 1000)},

@@ -131,8 +131,9 @@ func Kafka(t testing.TB, opts KafkaOptions) *KafkaServer {
 		"transaction.state.log.min.isr":            "1",
 		"transaction.state.log.num.partitions":     "1",
 		"group.initial.rebalance.delay.ms":         "0",
-		// A broker that comes back after a kill has to wait until its former self has timed out.
-		"broker.session.timeout.ms":    "2000",
+		// A broker that is not heard for so long loses its leaderships: one that a busy machine keeps waiting, too.
+		// One that comes back after a kill has to wait until its former self has timed out.
+		"broker.session.timeout.ms":    "6000",
 		"broker.heartbeat.interval.ms": "400",
 		// By default the cleaner alone takes 128 MB of heap.
 		"log.cleaner.dedupe.buffer.size": "2097152",
@@ -277,13 +278,13 @@ func (k *KafkaServer) admin(f func(*kafka.Client) error) error {
 // SetPassword changes what KafkaUser has to know to log in by SCRAM. Connections that are logged in stay.
 func (k *KafkaServer) SetPassword(password string) {
 	k.t.Helper()
-	err := k.admin(func(c *kafka.Client) error {
-		// One request must not change a user twice.
-		for _, m := range []kafka.ScramMechanism{kafka.ScramMechanismSha256, kafka.ScramMechanismSha512} {
-			u, err := scramCredentials(m, password)
-			if err != nil {
-				return err
-			}
+	// One request must not change a user twice.
+	for _, m := range []kafka.ScramMechanism{kafka.ScramMechanismSha256, kafka.ScramMechanismSha512} {
+		u, err := scramCredentials(m, password)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		k.change("set the password of the SCRAM user", nil, func(c *kafka.Client) error {
 			resp, err := c.AlterUserScramCredentials(context.Background(), &kafka.AlterUserScramCredentialsRequest{
 				Upsertions: []kafka.UserScramCredentialsUpsertion{u},
 			})
@@ -295,11 +296,8 @@ func (k *KafkaServer) SetPassword(password string) {
 					return r.Error
 				}
 			}
-		}
-		return nil
-	})
-	if err != nil {
-		k.t.Fatalf("%s: set the password of the SCRAM user: %v", k.name, err)
+			return nil
+		})
 	}
 }
 
@@ -311,32 +309,26 @@ func (k *KafkaServer) CreateTopic(name string, partitions int, config ...string)
 	for i := 0; i+1 < len(config); i += 2 {
 		topic.ConfigEntries = append(topic.ConfigEntries, kafka.ConfigEntry{ConfigName: config[i], ConfigValue: config[i+1]})
 	}
-	err := k.admin(func(c *kafka.Client) error {
+	k.change("create topic "+name, kafka.TopicAlreadyExists, func(c *kafka.Client) error {
 		resp, err := c.CreateTopics(context.Background(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{topic}})
 		if err != nil {
 			return err
 		}
 		return resp.Errors[name]
 	})
-	if err != nil {
-		k.t.Fatalf("%s: create topic %s: %v", k.name, name, err)
-	}
 	k.awaitPartitions(name, partitions)
 }
 
 // DeleteTopic deletes a topic and returns when the broker does not know it any more.
 func (k *KafkaServer) DeleteTopic(name string) {
 	k.t.Helper()
-	err := k.admin(func(c *kafka.Client) error {
+	k.change("delete topic "+name, kafka.UnknownTopicOrPartition, func(c *kafka.Client) error {
 		resp, err := c.DeleteTopics(context.Background(), &kafka.DeleteTopicsRequest{Topics: []string{name}})
 		if err != nil {
 			return err
 		}
 		return resp.Errors[name]
 	})
-	if err != nil {
-		k.t.Fatalf("%s: delete topic %s: %v", k.name, name, err)
-	}
 	k.await("topic "+name+" is gone", func(c *kafka.Client) error {
 		m, err := c.Metadata(context.Background(), &kafka.MetadataRequest{Topics: []string{name}})
 		if err != nil {
@@ -352,7 +344,7 @@ func (k *KafkaServer) DeleteTopic(name string) {
 // AddPartitions raises a topic's partition count to total and returns when each can be used.
 func (k *KafkaServer) AddPartitions(name string, total int) {
 	k.t.Helper()
-	err := k.admin(func(c *kafka.Client) error {
+	k.change("add partitions to topic "+name, kafka.InvalidPartitionNumber, func(c *kafka.Client) error {
 		resp, err := c.CreatePartitions(context.Background(), &kafka.CreatePartitionsRequest{
 			Topics: []kafka.TopicPartitionsConfig{{Name: name, Count: int32(total)}},
 		})
@@ -361,10 +353,26 @@ func (k *KafkaServer) AddPartitions(name string, total int) {
 		}
 		return resp.Errors[name]
 	})
-	if err != nil {
-		k.t.Fatalf("%s: add partitions to topic %s: %v", k.name, name, err)
-	}
 	k.awaitPartitions(name, total)
+}
+
+// change makes a change at the broker, again when it says that it cannot just now. done is what it says to
+// a repetition of a change whose answer was late; nil when a change may be repeated.
+func (k *KafkaServer) change(what string, done error, f func(*kafka.Client) error) {
+	k.t.Helper()
+	repeated := false
+	err := k.within(func(c *kafka.Client) (bool, error) {
+		err := f(c)
+		if repeated && done != nil && errors.Is(err, done) {
+			return true, nil
+		}
+		repeated = true
+		var refused kafka.Error
+		return !errors.Is(err, context.DeadlineExceeded) && (!errors.As(err, &refused) || !refused.Temporary()), err
+	})
+	if err != nil {
+		k.t.Fatalf("%s: %s: %v", k.name, what, err)
+	}
 }
 
 func (k *KafkaServer) awaitPartitions(name string, n int) {
@@ -384,16 +392,22 @@ func (k *KafkaServer) awaitPartitions(name string, n int) {
 // await fails the test when f still returns an error after a while.
 func (k *KafkaServer) await(what string, f func(*kafka.Client) error) {
 	k.t.Helper()
-	err := k.admin(func(c *kafka.Client) error {
-		var err error
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-			if err = f(c); err == nil {
-				return nil
-			}
-		}
-		return err
+	err := k.within(func(c *kafka.Client) (bool, error) {
+		err := f(c)
+		return err == nil, err
 	})
 	if err != nil {
 		k.t.Fatalf("%s: waiting until %s: %v", k.name, what, err)
 	}
+}
+
+// within calls f until it says that it is over, at most for a minute, and returns its last error.
+func (k *KafkaServer) within(f func(*kafka.Client) (over bool, err error)) error {
+	return k.admin(func(c *kafka.Client) error {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			if over, err := f(c); over || time.Now().After(deadline) {
+				return err
+			}
+		}
+	})
 }
