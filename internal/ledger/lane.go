@@ -49,9 +49,6 @@ type slot struct {
 	due  Instant
 	id   uint32 // folded id of the stored message that brought it; 0: not known
 	fate Fate
-	// unread is set when the broker may have discarded it while the sink was blind, in a time of blindness
-	// before the last one.
-	unread bool
 	// missed is set when it may have passed the sink unseen in a run before this one.
 	missed bool
 	death  Death // found in a dead-letter queue: not there at its deadline, it is dropped for that

@@ -58,12 +58,31 @@ type Ledger struct {
 	readyAt  Instant // when it last became so
 	caughtUp Instant // everything that entered the queue before was delivered; valid when proven
 	proven   bool
-	// blind is set from when the sink ceases to read until it has caught up again. The last such time
-	// spans from blindFrom, its last proof before, to blindTo, which is open while blind.
-	blind              bool
-	blindFrom, blindTo Instant
-	gap                Instant // what was sent before may have passed unseen; valid when gapped
-	gapped             bool
+	// blind is set from when the sink ceases to read until it has caught up again; that time began at
+	// blindFrom, its last proof before.
+	blind      bool
+	blindFrom  Instant
+	blindTimes blindTimes
+	gap        Instant // what was sent before may have passed unseen; valid when gapped
+	gapped     bool
+}
+
+// blindTimes are the times of blindness that are over, each from the last proof before to the proof that ended it,
+// oldest first. A heartbeat may become known, or the head answer, long after the broker has discarded it. When there
+// are more than fit, the two oldest count as one with what is between them: that sheds more doubt than is due, never less.
+type blindTimes struct {
+	spans [8]struct{ from, to Instant }
+	n     int
+}
+
+func (b *blindTimes) add(from, to Instant) {
+	if b.n == len(b.spans) {
+		b.spans[1].from = b.spans[0].from
+		copy(b.spans[:], b.spans[1:])
+		b.n--
+	}
+	b.spans[b.n].from, b.spans[b.n].to = from, to
+	b.n++
 }
 
 // New returns an empty ledger for a sink that has never read.
@@ -374,30 +393,9 @@ func (l *Ledger) Ready(up bool, at Instant) {
 	if l.blind {
 		return
 	}
-	// What the broker discarded in the blind time before is still waited for when the time to live is
-	// shorter than the deadline and no proof is younger: then both times count as one.
-	if l.caughtUp.Sub(l.blindTo) >= l.cfg.Expiry+l.cfg.Timeout-l.cfg.TTL+l.cfg.Skew {
-		l.noteUnread()
-		// Nobody knows when it ceased, only that it still read at its last proof: a connection that hangs
-		// says nothing until somebody loses patience.
-		l.blindFrom = l.caughtUp
-	}
-	l.blind = true
-}
-
-// noteUnread keeps, before a new time of blindness takes the place of the last one, what the last one
-// means for heartbeats that cannot be decided yet since the head has not answered.
-func (l *Ledger) noteUnread() {
-	if l.cfg.TTL <= 0 {
-		return
-	}
-	for _, ln := range l.lanes {
-		for seq := ln.open; seq < ln.next; seq++ {
-			if s := ln.at(seq); s.fate == Injecting && l.blindAt(s.due.Add(l.cfg.TTL-l.cfg.Expiry)) {
-				s.unread = true
-			}
-		}
-	}
+	// Nobody knows when it ceased, only that it still read at its last proof: a connection that hangs
+	// says nothing until somebody loses patience.
+	l.blind, l.blindFrom = true, l.caughtUp
 }
 
 // CaughtUp tells that everything which entered the queue before t has been delivered. What had its
@@ -417,7 +415,8 @@ func (l *Ledger) CaughtUp(t Instant) {
 func (l *Ledger) see() {
 	if l.blind && l.ready && l.proven && l.caughtUp >= l.readyAt {
 		l.decide(l.caughtUp)
-		l.blind, l.blindTo = false, l.caughtUp
+		l.blind = false
+		l.blindTimes.add(l.blindFrom, l.caughtUp)
 	}
 }
 
@@ -480,7 +479,7 @@ func (l *Ledger) resolve(ln *lane, now Instant) {
 			l.doubt(ln, seq, DoubtSend)
 		case s.missed || l.gapped && sent.Add(-l.cfg.Skew) < l.gap:
 			l.doubt(ln, seq, DoubtGap)
-		case l.cfg.TTL > 0 && (s.unread || l.blindAt(sent.Add(l.cfg.TTL))):
+		case l.cfg.TTL > 0 && l.blindAt(sent.Add(l.cfg.TTL)):
 			// It may have waited in the queue until the broker threw it away, and nobody read.
 			l.doubt(ln, seq, DoubtBlind)
 		default:
@@ -493,11 +492,13 @@ func (l *Ledger) resolve(ln *lane, now Instant) {
 // blindAt reports whether what stood in the queue at about t may not have been read: the sink was blind,
 // and had not caught up yet. It is asked only once a proof is there for some time before t or after.
 func (l *Ledger) blindAt(t Instant) bool {
-	to := l.blindTo
-	if l.blind {
-		to = l.caughtUp
+	early, late := t.Add(-l.cfg.Skew), t.Add(l.cfg.Skew)
+	for _, s := range l.blindTimes.spans[:l.blindTimes.n] {
+		if late >= s.from && early <= s.to {
+			return true
+		}
 	}
-	return t.Add(l.cfg.Skew) >= l.blindFrom && t.Add(-l.cfg.Skew) <= to
+	return l.blind && late >= l.blindFrom && early <= l.caughtUp
 }
 
 // objective counts an arrival that was on time for or against the objective. One that was seen later than that

@@ -19,10 +19,10 @@ type oracle struct {
 	c     Counts
 
 	reading  bool
-	ever     bool       // it has read at some time
-	since    Instant    // reading since
-	proofs   []Instant  // of having caught up, ascending
-	dark     [2]Instant // the last time in which nothing was read
+	ever     bool         // it has read at some time
+	since    Instant      // reading since
+	proofs   []Instant    // of having caught up, ascending
+	darks    [][2]Instant // the times in which nothing was read; the last one is open while darkNow
 	darkNow  bool
 	gapsUpTo []Instant
 }
@@ -40,7 +40,6 @@ type oracleTick struct {
 	dead    Death
 	seq     uint64
 	due     Instant
-	unread  bool // may have vanished in a dark time before the last one
 	sending bool // the head has not answered
 	sent    bool // accepted, or perhaps accepted
 	maybe   bool
@@ -55,7 +54,7 @@ func newOracle(cfg Config) *oracle {
 	if cfg.Hold == 0 {
 		cfg.Hold = DefaultHold
 	}
-	return &oracle{cfg: cfg, lanes: make(map[uint32]*oracleLane), gone: make(map[uint32]uint64), dark: [2]Instant{longAgo, 0}, darkNow: true}
+	return &oracle{cfg: cfg, lanes: make(map[uint32]*oracleLane), gone: make(map[uint32]uint64), darks: [][2]Instant{{longAgo, 0}}, darkNow: true}
 }
 
 func (ln *oracleLane) find(seq uint64) *oracleTick {
@@ -156,12 +155,20 @@ func (o *oracle) guilt(k *oracleTick, proof Instant) *uint64 {
 	}
 	if o.cfg.TTL > 0 {
 		gone := sent.Add(o.cfg.TTL)
-		to := o.dark[1]
+		over := slices.Clone(o.darks)
 		if o.darkNow {
-			to = proof
+			over = over[:len(over)-1]
 		}
-		if k.unread || o.dark[0] <= gone.Add(o.cfg.Skew) && gone <= to.Add(o.cfg.Skew) {
-			return &o.c.Indeterminate[DoubtBlind]
+		if most := len(blindTimes{}.spans); len(over) > most { // the oldest ones, with what lay between
+			over = append(over[len(over)-most+1:], [2]Instant{over[0][0], over[len(over)-most][1]})
+		}
+		if o.darkNow {
+			over = append(over, [2]Instant{o.darks[len(o.darks)-1][0], proof})
+		}
+		for _, dark := range over {
+			if dark[0] <= gone.Add(o.cfg.Skew) && gone <= dark[1].Add(o.cfg.Skew) {
+				return &o.c.Indeterminate[DoubtBlind]
+			}
 		}
 	}
 	return &o.c.Dropped[DropTimeout]
@@ -194,7 +201,7 @@ func (o *oracle) caughtUp(t Instant) {
 func (o *oracle) lighten() {
 	if n := len(o.proofs); o.darkNow && o.reading && n > 0 && o.proofs[n-1] >= o.since {
 		o.darkNow = false
-		o.dark[1] = o.proofs[n-1]
+		o.darks[len(o.darks)-1][1] = o.proofs[n-1]
 	}
 }
 
@@ -217,17 +224,7 @@ func (o *oracle) ready(up bool, at Instant) {
 		return
 	}
 	o.darkNow = true
-	// A heartbeat that vanished at the very end of the last dark time: has its deadline been proven?
-	vanished := o.dark[1].Add(o.cfg.Skew - o.cfg.TTL)
-	if vanished.Add(o.cfg.Expiry+o.cfg.Timeout) <= o.proofs[len(o.proofs)-1] {
-		for _, ln := range o.lanes {
-			for _, k := range ln.ticks {
-				gone := k.due.Add(o.cfg.TTL - o.cfg.Expiry)
-				k.unread = k.unread || k.sending && o.dark[0] <= gone.Add(o.cfg.Skew) && gone <= o.dark[1].Add(o.cfg.Skew)
-			}
-		}
-		o.dark[0] = o.proofs[len(o.proofs)-1]
-	}
+	o.darks = append(o.darks, [2]Instant{o.proofs[len(o.proofs)-1], 0})
 }
 
 func (o *oracle) gap(t Instant) {

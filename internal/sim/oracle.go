@@ -432,8 +432,7 @@ func (o *oracle) account(r *run, l *listener) (account, []verdict) {
 	sum.unsure = l.claimed[r.p]
 	for _, sender := range l.heard {
 		if sender.p == r.p {
-			// Nor is a time of blindness before the last one remembered for what becomes known after it.
-			if sender.h.ahead.Abs() > o.w.maxSkew || r.p.expires && len(l.ready) > 2 {
+			if sender.h.ahead.Abs() > o.w.maxSkew {
 				sum.unsure = true // so are those of clocks that are further apart than was allowed for
 			}
 			acc, verdicts := o.stream(sender, l)
