@@ -42,7 +42,7 @@ docker: ## Build the container image lag-monitor:VERSION.
 	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t lag-monitor:$(VERSION) .
 
 ##@ Check
-.PHONY: test test-short lint modules servers unit alone waiting faults soak sim mutants together nested image
+.PHONY: test test-short lint modules servers unit e2e conform waiting faults soak sim mutants together nested image
 test: lint modules servers unit waiting faults together image ## All that the CI runs, on real servers that it fetches and starts itself.
 
 test-short: ## Tests that need neither servers nor patience.
@@ -62,16 +62,20 @@ servers: ## Fetch the real servers for the tests: once, into LAG_MONITOR_TEST_SE
 	$(call step,servers,bash internal/servers/install.sh)
 
 # The two packages that watch real servers by the clock mostly wait.
-ALONE := ./internal/conform ./internal/e2e
 unit: ## All tests of this module, with the race detector. Fuzz targets run their seeds.
 	$(call step,go test,go test $(RACE) -shuffle=on -timeout 20m $$(go list ./... | grep -vE '/internal/(conform|e2e|faults)$$'))
 
-alone: ## The tests that watch real servers by the clock.
-	$(call step,go test $(ALONE),go test $(RACE) -shuffle=on -timeout 30m -p 2 $(ALONE))
+e2e: servers ## The tests of the binary from outside, between real servers.
+	$(call step,go test ./internal/e2e,go test $(RACE) -shuffle=on -timeout 30m ./internal/e2e)
+
+# SHARDS is how many transports are tested at once.
+SHARDS ?= 3
+conform: servers ## The conformance suite: each transport against its real server.
+	$(call step,conformance suite,scripts/shards.sh $(SHARDS) $(RACE))
 
 # The nested modules wait, too: for a service that defers.
-waiting: servers ## The tests of make alone and of make nested side by side.
-	$(call step,alone and nested,NICE=0 scripts/beside.sh '$(MAKE) nested' '$(MAKE) alone')
+waiting: servers ## The tests of make conform, make e2e and make nested side by side.
+	$(call step,conform beside e2e and nested,NICE=0 scripts/beside.sh '$(MAKE) nested' 'NICE=0 scripts/beside.sh "$(MAKE) e2e" "$(MAKE) conform"')
 
 # RUN=kafka/half_open takes one row, RUN=kafka all of a kind; WRITE=1 writes what is measured into docs/reliability.md.
 # Rows wait most of the time, so many run at once; without the race detector, which is for the daemon, and that is a process of its own.

@@ -1,6 +1,8 @@
 package conform_test
 
 import (
+	"flag"
+	"fmt"
 	"testing"
 
 	"github.com/lag-monitor/lag-monitor/internal/conform"
@@ -27,8 +29,18 @@ func harnesses() []conform.Harness {
 	}
 }
 
+// shard is which part of the harnesses TestConformance runs, as "0/3": see scripts/shards.sh.
+var shard = flag.String("shard", "0/1", "the part `I/N` of the transports that TestConformance runs")
+
 func TestConformance(t *testing.T) {
-	for _, h := range harnesses() {
+	var mine, of int
+	if _, err := fmt.Sscanf(*shard, "%d/%d", &mine, &of); err != nil || mine < 0 || mine >= of {
+		t.Fatalf("-shard %s: want I/N with 0 <= I < N", *shard)
+	}
+	for i, h := range harnesses() {
+		if i%of != mine {
+			continue
+		}
 		t.Run(h.Name(), func(t *testing.T) { conform.Run(t, h) })
 	}
 }
