@@ -427,6 +427,9 @@ type file struct {
 	probes  map[string]*Probe
 }
 
+// headStation is the value of the label from for the place of injection, beside which sinks have their names.
+const headStation = "head"
+
 var validName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,` + strconv.Itoa(heartbeat.MaxProbeName) + `}$`)
 
 // reservedLabels stand on our own series, on every alert, or are made by Prometheus.
@@ -497,6 +500,9 @@ func (d *decoder) top(root *yaml.Node, f *file, main bool) {
 	for name, raw := range rawSinks {
 		path := join("sinks", name)
 		d.checkName(path, name)
+		if name == headStation {
+			d.fail(d.keys[path], path, "%s is what the place of injection is called in the metrics of hops: give the sink another name", name)
+		}
 		f.sinks[name] = raw.sink(name, d.source(path), d.layouts)
 	}
 	for name, raw := range rawProbes {
