@@ -119,13 +119,9 @@ func TestInstallQuiet(t *testing.T) {
 	servers.Need(t)
 	cmd := exec.Command("bash", "install.sh")
 	before := stamps(t)
-	start := time.Now()
 	out, err := cmd.CombinedOutput()
 	if err != nil || len(out) != 0 || stamps(t) != before {
 		t.Errorf("a second run did something: %v\n%s", err, out)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("a second run took %v", took)
 	}
 }
 
