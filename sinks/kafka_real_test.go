@@ -17,6 +17,7 @@ import (
 // What a fake cluster may see differently from Kafka itself.
 func TestKafkaReal(t *testing.T) {
 	servers.KafkaEach(t, servers.KafkaOptions{}, func(t *testing.T, k *servers.KafkaServer) {
+		t.Parallel() // most of it is waiting for a broker that is away
 		brokers := []string{k.Addr}
 		t.Run("codecs", func(t *testing.T) {
 			k.CreateTopic("t", 2)
