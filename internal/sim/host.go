@@ -655,7 +655,7 @@ func (h *host) checkOwnLag(scrape scrape, r *run, l *listener) {
 			continue // there may have been no tick after it
 		} else if hasLag != hasStamp && !hasLag {
 			s.failf("at %s: %s: no lag of %s", w.since(now), h.name, key)
-		} else if far := lag > want.Seconds() && r.seqAt(lane, w.now())-t.newest.seq >= remembered; far {
+		} else if far := lag > want.Seconds() && r.mostAt(lane, w.now())-t.newest.seq >= remembered; far {
 			continue // the due time of that tick is not remembered any more: in doubt the lag is too large
 		} else if hasLag && sure && differ(lag, want.Seconds()) {
 			s.failf("at %s: %s: lag of %s is %v, should be %v: the newest is seq %d, due at %s", w.since(now), h.name, key, lag, want.Seconds(), t.newest.seq, w.since(t.newest.due))
@@ -743,7 +743,7 @@ func (t *top) lag(r *run, phase time.Duration, now time.Time) (lag time.Duration
 	b := t.newest
 	if n := len(r.pauses); n > 0 && b.sent.before(r.pauses[n-1].from) {
 		// What was sent before the last pause does not count any more.
-		last := r.seqAt(b.lane, r.pauses[n-1].from)
+		last := r.lastAt(b.lane, r.pauses[n-1].from).seq
 		switch next := r.beats[beatKey{b.lane, last + 1}]; {
 		case now.Before(r.pauses[n-1].to.at):
 			return t.latency, true

@@ -19,6 +19,7 @@ type kept struct {
 
 	// Guarded by the world's lock.
 	written mark
+	wrote   []mark // each time it was written: the monitor looks at its accounts for that
 	stamps  map[*queue]map[topKey]time.Time
 	pauses  map[*pipe]time.Time // until when each is paused
 }
@@ -38,6 +39,7 @@ func (k *kept) Write(b *journal.Batch) error {
 		return nil
 	}
 	k.written = w.now()
+	k.wrote = append(k.wrote, k.written)
 	k.stamps = make(map[*queue]map[topKey]time.Time)
 	for q, l := range k.h.listeners {
 		k.stamps[q] = maps.Clone(l.stamps)
@@ -71,6 +73,15 @@ func (l *listener) Resume(pos map[string]string) {
 	if n, err := strconv.Atoi(pos[""]); err == nil {
 		l.next, l.resumed = n, true
 	}
+}
+
+// looks are the times at which somebody looked at the accounts of a process.
+func (h *host) looks() []mark {
+	looks := slices.Clone(h.w.looks)
+	if h.journal != nil {
+		looks = append(looks, h.journal.wrote...)
+	}
+	return looks
 }
 
 // heir is a heartbeat that was open at a sink when the journal was written the last time.

@@ -23,6 +23,7 @@ type account struct {
 	negative           uint64
 	firsts             uint64        // observations of the latency
 	latencies          time.Duration // their sum
+	slack              time.Duration // and how far it may be off, where a due time was a guess and need not be remembered
 
 	came map[*beat]time.Duration // latencies of all first arrivals, where somebody wants them
 
@@ -56,14 +57,23 @@ const (
 // from a duplicate.
 const remembered = 64
 
-// seqAt is the sequence of the last tick of a lane before an event, as far as the ticks were not skipped.
-func (r *run) seqAt(lane uint32, m mark) (seq uint64) {
+// lastAt is the last tick of a lane before an event that was not skipped; nil when there is none.
+func (r *run) lastAt(lane uint32, m mark) (last *beat) {
 	for _, b := range r.order {
-		if b.lane == lane && b.sent.before(m) {
-			seq = max(seq, b.seq)
+		if b.lane == lane && b.sent.before(m) && (last == nil || b.seq > last.seq) {
+			last = b
 		}
 	}
-	return seq
+	return last
+}
+
+// mostAt is the largest sequence that the last tick of a lane before an event can have had, with all that may have
+// been skipped.
+func (r *run) mostAt(lane uint32, m mark) uint64 {
+	if last := r.lastAt(lane, m); last != nil {
+		return last.seq + uint64(m.at.Sub(last.sent.at)/r.interval)
+	}
+	return 0
 }
 
 // verdict is the oracle's word on one heartbeat at one sink, and what it rests on.
@@ -316,7 +326,7 @@ func (o *oracle) patience(v *verdict, l *listener) mark {
 		}
 	}
 	look(v.known)
-	for _, events := range [][]mark{o.w.looks, l.downs, l.gaps} {
+	for _, events := range [][]mark{l.h.looks(), l.downs, l.gaps} {
 		for _, m := range events {
 			look(m)
 		}
@@ -359,7 +369,7 @@ func (o *oracle) forgotten(r *run, verdicts map[beatKey]*verdict) map[uint32][]m
 	if len(r.lookups) < 2 {
 		return out
 	}
-	looks := slices.Clone(o.w.looks)
+	looks := r.h.looks()
 	for _, b := range r.order {
 		looks = append(looks, b.sent)
 	}
@@ -457,7 +467,7 @@ func (acc *account) add(b account) {
 	}
 	acc.duplicates, acc.redeliveries, acc.vague = acc.duplicates+b.duplicates, acc.redeliveries+b.redeliveries, acc.vague+b.vague
 	acc.reordered, acc.unaccounted, acc.negative = acc.reordered+b.reordered, acc.unaccounted+b.unaccounted, acc.negative+b.negative
-	acc.firsts, acc.latencies = acc.firsts+b.firsts, acc.latencies+b.latencies
+	acc.firsts, acc.latencies, acc.slack = acc.firsts+b.firsts, acc.latencies+b.latencies, acc.slack+b.slack
 	acc.unsure = acc.unsure || b.unsure
 	acc.held, acc.found, acc.bits = acc.held+b.held, acc.found+b.found, acc.bits+b.bits
 }
@@ -601,7 +611,7 @@ func (o *oracle) runAccount(r *run, l *listener, t span, after []*run) (account,
 			acc.unaccounted++
 			newest[b.lane] = max(newest[b.lane], b.seq)
 		default:
-			acc.arrived(a, v, firsts, newest, func() uint64 { return r.seqAt(b.lane, a.mark) })
+			acc.arrived(a, v, firsts, newest, func() uint64 { return r.mostAt(b.lane, a.mark) })
 		}
 	}
 	return acc, verdicts
@@ -629,10 +639,10 @@ func (o *oracle) goneSince(verdicts []verdict, after []*run) func(lane uint32, m
 						first = m
 					}
 				}
-				for _, m := range o.w.looks {
-					look(m)
-				}
 				for _, r := range after {
+					for _, m := range r.h.looks() {
+						look(m)
+					}
 					for _, b := range r.order {
 						look(b.sent)
 					}
@@ -662,6 +672,9 @@ func (acc *account) arrived(a came, v *verdict, firsts map[*beat]*message, newes
 		firsts[b] = a.m
 		acc.firsts++
 		acc.latencies += latency
+		if last()-b.seq >= remembered-3 {
+			acc.slack += v.due.Sub(b.token()).Abs()
+		}
 		if v.outcome != onTime {
 			acc.late++
 		}
