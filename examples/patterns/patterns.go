@@ -4,11 +4,15 @@ package patterns
 import (
 	"github.com/lag-monitor/lag-monitor/examples/patterns/stage"
 
+	consumergroup "github.com/lag-monitor/lag-monitor/examples/patterns/consumer-group"
 	deadletter "github.com/lag-monitor/lag-monitor/examples/patterns/dead-letter"
+	exactlyonce "github.com/lag-monitor/lag-monitor/examples/patterns/exactly-once"
 	fanout "github.com/lag-monitor/lag-monitor/examples/patterns/fan-out"
+	idempotentconsumer "github.com/lag-monitor/lag-monitor/examples/patterns/idempotent-consumer"
 	"github.com/lag-monitor/lag-monitor/examples/patterns/priority"
 	retrybackoff "github.com/lag-monitor/lag-monitor/examples/patterns/retry-backoff"
 	topicrouting "github.com/lag-monitor/lag-monitor/examples/patterns/topic-routing"
+	windowedaggregation "github.com/lag-monitor/lag-monitor/examples/patterns/windowed-aggregation"
 	workqueue "github.com/lag-monitor/lag-monitor/examples/patterns/work-queue"
 )
 
@@ -20,6 +24,10 @@ func All() []stage.Pattern {
 		topicrouting.Pattern(),
 		deadletter.Pattern(),
 		retrybackoff.Pattern(),
+		consumergroup.Pattern(),
 		priority.Pattern(),
+		idempotentconsumer.Pattern(),
+		windowedaggregation.Pattern(),
+		exactlyonce.Pattern(),
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/lag-monitor/lag-monitor/internal/servers"
 
 	patterns "github.com/lag-monitor/lag-monitor/examples/patterns"
@@ -34,6 +36,10 @@ func TestMain(m *testing.M) {
 	} else {
 		code = m.Run()
 	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -47,7 +53,7 @@ func TestPatterns(t *testing.T) {
 			names = append(names, p.Name+"-"+s.Name)
 		}
 	}
-	house := stage.Open(t, ".", binary, true, names...)
+	house := stage.Open(t, ".", binary, names...)
 	t.Run("all", func(t *testing.T) {
 		for _, p := range patterns.All() {
 			t.Run(p.Name, func(t *testing.T) {

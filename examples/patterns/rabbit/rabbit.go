@@ -110,8 +110,11 @@ func Consume(ctx context.Context, env service.Env, queue string, prefetch int, r
 		select {
 		case <-cancelled:
 			return fmt.Errorf("rabbitmq: consume %s: the broker has cancelled it", queue)
-		case err := <-closed:
-			return fmt.Errorf("rabbitmq: consume %s: the connection is closed: %v", queue, err)
+		case err, ok := <-closed:
+			if !ok {
+				return fmt.Errorf("rabbitmq: consume %s: the connection is closed", queue)
+			}
+			return fmt.Errorf("rabbitmq: consume %s: the connection is closed: %w", queue, err)
 		}
 	})
 	if ctx.Err() != nil {

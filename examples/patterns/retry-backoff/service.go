@@ -32,31 +32,31 @@ func Declare(ctx context.Context, env service.Env) error {
 	return rabbit.Declare(ctx, env, t)
 }
 
-// tries returns how often a job has come back from a retry queue. The broker counts that, queue by queue, in x-death.
-func tries(headers amqp.Table) int {
-	n := 0
-	deaths, _ := headers["x-death"].([]any)
-	for _, one := range deaths {
-		if death, ok := one.(amqp.Table); ok && death["reason"] == "expired" {
-			count, _ := death["count"].(int64)
-			n += int(count)
-		}
-	}
-	return n
+// triesHeader counts how often a job was tried. The broker counts, too, in x-death; but from version 4 on it does not go on with a count
+// that a client has published.
+const triesHeader = "tries"
+
+func tries(d amqp.Delivery) int {
+	n, _ := d.Headers[triesHeader].(int32)
+	return int(n)
 }
 
 // Worker returns a worker whose first failures tries of each job fail, since what it calls is not well; 0: all is well.
 func Worker(failures int) func(context.Context, service.Env, func()) error {
 	return func(ctx context.Context, env service.Env, ready func()) error {
 		return rabbit.Consume(ctx, env, "jobs.work", 10, ready, func(ctx context.Context, ch *amqp.Channel, d amqp.Delivery) error {
-			tried := tries(d.Headers)
+			tried := tries(d)
 			if tried >= failures {
 				return rabbit.Announce("jobs.done", "")(ctx, ch, d)
 			}
 			if tried >= len(Pauses) {
 				return d.Reject(false)
 			}
-			// The headers go along, x-death among them, or the job would be tried for ever.
+			// All headers go along. x-death among them is how the monitor knows.
+			if d.Headers == nil {
+				d.Headers = amqp.Table{}
+			}
+			d.Headers[triesHeader] = int32(tried + 1)
 			return rabbit.Announce("", retryQueue(tried+1))(ctx, ch, d)
 		})
 	}

@@ -33,7 +33,7 @@ type House struct {
 	binary string // lag-monitor
 	addrs  map[string]string
 
-	prometheus *servers.PrometheusServer // nil where it is not installed
+	prometheus *servers.PrometheusServer
 
 	mu     sync.Mutex
 	rabbit *servers.RabbitMQServer
@@ -47,18 +47,15 @@ var (
 	alertFor      = regexp.MustCompile(`(?m)^(        for: )\S+$`)
 )
 
-// Open makes a house for stages with these names and starts its Prometheus, if watched. root is the directory of this module, binary
+// Open makes a house for stages with these names and starts its Prometheus. root is the directory of this module, binary
 // lag-monitor.
-func Open(tb testing.TB, root, binary string, watched bool, names ...string) *House {
+func Open(tb testing.TB, root, binary string, names ...string) *House {
 	tb.Helper()
 	h := &House{tb: tb, root: root, binary: binary, addrs: map[string]string{}}
 	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\nscrape_configs:\n"
 	for _, name := range names {
 		h.addrs[name] = servers.FreeAddr(tb)
 		config += fmt.Sprintf("  - {job_name: %s, static_configs: [{targets: [%q]}]}\n", name, h.addrs[name])
-	}
-	if !watched {
-		return h
 	}
 	text, err := os.ReadFile(filepath.Join(root, "..", "..", "rules", "lag-monitor.rules.yaml"))
 	if err != nil {
@@ -110,3 +107,6 @@ func (h *House) database() (addr string, db int) {
 	h.dbs++
 	return h.redis.Addr, h.dbs
 }
+
+// Prometheus returns the address of Prometheus: http://host:port.
+func (h *House) Prometheus() string { return h.prometheus.URL }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ type sample struct {
 	Value  [2]any // time and value
 }
 
-// Firing returns the alerts that fire, or have fired since the stage was put up, each as "NAME PROBE".
+// Firing returns the alerts that fire, or have fired within an hour, each as "NAME PROBE".
 func (s *Stage) Firing(ctx context.Context) ([]string, error) {
 	samples, err := s.query(ctx, `group by (alertname, probe) (last_over_time(ALERTS{alertstate="firing"}[1h]))`)
 	if err != nil {
@@ -61,17 +62,17 @@ func (s *Stage) Firing(ctx context.Context) ([]string, error) {
 	}
 	var alerts []string
 	for _, one := range samples {
-		alerts = append(alerts, strings.TrimSpace(one.Metric["alertname"]+" "+one.Metric["probe"]))
+		alerts = append(alerts, alertName(one.Metric))
 	}
 	slices.Sort(alerts)
 	return alerts, nil
 }
 
-// description returns what an alert that fires now says.
-func (s *Stage) description(ctx context.Context, alert string) (string, error) {
+// Alerts returns what each alert that fires now says, by "NAME PROBE".
+func (s *Stage) Alerts(ctx context.Context) (map[string]string, error) {
 	body, err := get(ctx, s.house.prometheus.URL+"/api/v1/alerts")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var answer struct {
 		Data struct {
@@ -82,14 +83,20 @@ func (s *Stage) description(ctx context.Context, alert string) (string, error) {
 		}
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", err
+		return nil, err
 	}
+	alerts := map[string]string{}
 	for _, a := range answer.Data.Alerts {
-		if a.State == "firing" && a.Labels["job"] == s.name && alert == strings.TrimSpace(a.Labels["alertname"]+" "+a.Labels["probe"]) {
-			return a.Annotations["description"], nil
+		if a.State == "firing" && a.Labels["job"] == s.name {
+			alerts[alertName(a.Labels)] = a.Annotations["description"]
 		}
 	}
-	return "", nil
+	return alerts, nil
+}
+
+// alertName returns "NAME PROBE", or only the name of an alert about a monitor.
+func alertName(labels map[string]string) string {
+	return strings.TrimSpace(labels["alertname"] + " " + labels["probe"])
 }
 
 // page reports whether the page of a probe has a text in its JSON.
@@ -105,6 +112,22 @@ func (s *Stage) page(ctx context.Context, text string) (bool, error) {
 		}
 	}
 	return false, err
+}
+
+// Status says in one line how things stand.
+func (s *Stage) Status(ctx context.Context) string {
+	samples, err := s.query(ctx, `max by (probe, sink) (lag_monitor_lag_seconds{})`)
+	if err != nil || len(samples) == 0 {
+		return "nothing has come out yet"
+	}
+	var parts []string
+	for _, one := range samples {
+		text, _ := one.Value[1].(string)
+		seconds, _ := strconv.ParseFloat(text, 64)
+		parts = append(parts, fmt.Sprintf("%s at %s %.1f s", one.Metric["probe"], one.Metric["sink"], seconds))
+	}
+	slices.Sort(parts)
+	return "lag: " + strings.Join(parts, ", ")
 }
 
 // Missing returns the expressions of a story that have no answer now.
@@ -183,9 +206,9 @@ func Play(tb testing.TB, s *Stage, story Story) {
 		}
 		for _, alert := range alerts {
 			if !slices.Contains(story.Alerts, alert) {
-				text, _ := s.description(ctx, alert)
+				now, _ := s.Alerts(ctx)
 				metrics, _ := get(ctx, s.Monitor+"/metrics")
-				tb.Fatalf("%s: %s fires after %v; want %q and no other\n%s\n%s", s.name, alert, time.Since(broken), story.Alerts, text, told(string(metrics)))
+				tb.Fatalf("%s: %s fires after %v; want %q and no other\n%s\n%s", s.name, alert, time.Since(broken), story.Alerts, now[alert], told(string(metrics)))
 			}
 			if seen[alert] == 0 {
 				seen[alert] = time.Since(broken)
@@ -200,8 +223,8 @@ func Play(tb testing.TB, s *Stage, story Story) {
 			return fmt.Sprintf("no answer to %q; alerts %q, want %q", missing, alerts, story.Alerts), nil
 		}
 		if story.Says != "" {
-			text, err := s.description(ctx, story.Alerts[0])
-			if err != nil || !strings.Contains(text, story.Says) {
+			now, err := s.Alerts(ctx)
+			if text := now[story.Alerts[0]]; err != nil || !strings.Contains(text, story.Says) {
 				return fmt.Sprintf("%s says %q, not %q", story.Alerts[0], text, story.Says), err
 			}
 		}

@@ -44,9 +44,10 @@ type Story struct {
 	Alerts []string
 	// Says is in the description of the first alert. May be empty.
 	Says string
-	// Shows are expressions for Prometheus that have an answer once it has broken. Each metric in them stands with braces.
+	// Shows are expressions for Prometheus that all have an answer once it has broken. Each metric in them stands with braces, in
+	// which the stage adds its job.
 	Shows []string
-	// Page is in the JSON of a probe's page, without white space. May be empty.
+	// Page is a text in the JSON of a probe's page, written without white space. May be empty.
 	Page string
 }
 

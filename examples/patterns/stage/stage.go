@@ -146,7 +146,8 @@ func (s *Stage) end(r *running) {
 	}
 }
 
-// Kill ends parts without warning: their connections break, and nothing is handed back.
+// Kill ends parts without warning: their connections break, and nothing is handed back. It does not wait for what is left of
+// them, which cannot do anything any more.
 func (s *Stage) Kill(names ...string) {
 	s.tb.Helper()
 	for _, name := range names {
@@ -155,7 +156,6 @@ func (s *Stage) Kill(names ...string) {
 		link := <-r.link
 		link.Cut()
 		r.link <- link
-		s.end(r)
 	}
 }
 
