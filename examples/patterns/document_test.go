@@ -81,7 +81,7 @@ func TestStories(t *testing.T) {
 			t.Errorf("%s: incomplete", p.Name)
 		}
 		for _, s := range p.Stories {
-			if names[p.Name+s.Name] || s.Breaks == "" || s.Do == nil || len(s.Shows) == 0 {
+			if names[p.Name+s.Name] || s.Breaks == "" || s.Do == nil || len(s.Shows) == 0 || s.Says != "" && len(s.Alerts) == 0 {
 				t.Errorf("%s: %s: incomplete, or there already", p.Name, s.Name)
 			}
 			names[p.Name+s.Name] = true

@@ -38,13 +38,9 @@ func member(ctx context.Context, env service.Env, ready func(), commit, crash in
 			return err
 		}
 		for _, r := range fetches.Records() {
-			if err := cl.ProduceSync(ctx, kafka.Forward(r, env.Space+"shipped")).FirstErr(); err != nil {
-				return fmt.Errorf("kafka: ship: %w", err)
-			}
-			if n++; n%commit == 0 {
-				if err := cl.CommitRecords(ctx, r); err != nil {
-					return fmt.Errorf("kafka: commit: %w", err)
-				}
+			n++
+			if err := ship(ctx, cl, r, env.Space+"shipped", n%commit == 0); err != nil {
+				return err
 			}
 			if n == crash {
 				return errors.New("crashed")
@@ -52,4 +48,20 @@ func member(ctx context.Context, env service.Env, ready func(), commit, crash in
 		}
 		cl.AllowRebalance()
 	}
+}
+
+// ship does one parcel, and says so.
+func ship(ctx context.Context, cl *kgo.Client, r *kgo.Record, topic string, commit bool) error {
+	ctx, cancel := kafka.Lot(ctx)
+	defer cancel()
+	if err := cl.ProduceSync(ctx, kafka.Forward(r, topic)).FirstErr(); err != nil {
+		return fmt.Errorf("kafka: ship: %w", err)
+	}
+	if !commit {
+		return nil
+	}
+	if err := cl.CommitRecords(ctx, r); err != nil {
+		return fmt.Errorf("kafka: commit: %w", err)
+	}
+	return nil
 }

@@ -24,6 +24,9 @@ func Worker(crash int) func(context.Context, service.Env, func()) error {
 			return err
 		}
 		defer s.CloseAllowingRebalance()
+		if err := takeOver(ctx, s.Client()); err != nil {
+			return err
+		}
 		for n := 1; ; s.AllowRebalance() {
 			fetches := s.PollFetches(ctx)
 			if ctx.Err() != nil {
@@ -35,26 +38,47 @@ func Worker(crash int) func(context.Context, service.Env, func()) error {
 			if fetches.NumRecords() == 0 {
 				continue
 			}
-			if err := s.Begin(); err != nil {
-				return fmt.Errorf("kafka: begin: %w", err)
-			}
-			var records []*kgo.Record
-			for _, r := range fetches.Records() {
-				records = append(records, kafka.Forward(r, env.Space+"paid"))
-			}
-			if err := s.ProduceSync(ctx, records...).FirstErr(); err != nil {
-				return fmt.Errorf("kafka: pay: %w", err)
-			}
-			if n == crash {
-				return errors.New("crashed")
-			}
-			// Not committed means that the group has given the partitions to others meanwhile: nothing has happened, and they go on.
-			if _, err := s.End(ctx, kgo.TryCommit); err != nil {
-				return fmt.Errorf("kafka: commit: %w", err)
+			if err := pay(ctx, s, fetches.Records(), env.Space+"paid", n == crash); err != nil {
+				return err
 			}
 			n++
 		}
 	}
+}
+
+// takeOver ends what an old process has left open. The first transaction would do that, too; but until then there may be nothing to
+// read, since how far the old process had read is not settled.
+func takeOver(ctx context.Context, cl *kgo.Client) error {
+	ctx, cancel := kafka.Lot(ctx)
+	defer cancel()
+	if _, _, err := cl.ProducerID(ctx); err != nil {
+		return fmt.Errorf("kafka: take over: %w", err)
+	}
+	return nil
+}
+
+// pay does one lot in one transaction.
+func pay(ctx context.Context, s *kgo.GroupTransactSession, lot []*kgo.Record, topic string, crash bool) error {
+	ctx, cancel := kafka.Lot(ctx)
+	defer cancel()
+	if err := s.Begin(); err != nil {
+		return fmt.Errorf("kafka: begin: %w", err)
+	}
+	var records []*kgo.Record
+	for _, r := range lot {
+		records = append(records, kafka.Forward(r, topic))
+	}
+	if err := s.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return fmt.Errorf("kafka: pay: %w", err)
+	}
+	if crash {
+		return errors.New("crashed")
+	}
+	// Not committed means that the group has given the partitions to others meanwhile: nothing has happened, and they go on.
+	if _, err := s.End(ctx, kgo.TryCommit); err != nil {
+		return fmt.Errorf("kafka: commit: %w", err)
+	}
+	return nil
 }
 
 // Repair is another program that writes to the same topic: when told to begin it writes into each partition in a transaction that it does

@@ -27,6 +27,11 @@ func Options(env service.Env, group, topic string, ready func(), more ...kgo.Opt
 	}, more...)
 }
 
+// Lot returns a context for the work on what was read: that is ended also when the process is told to end, within a time.
+func Lot(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+}
+
 // Failed returns the first error of a poll.
 func Failed(f kgo.Fetches) error {
 	for _, e := range f.Errors() {

@@ -107,6 +107,9 @@ func (s *Stage) start(part service.Part) {
 			link := new(service.Link)
 			<-r.link
 			r.link <- link
+			if ctx.Err() != nil { // it was killed meanwhile
+				return
+			}
 			env := s.Env
 			env.Dial = link.Dial
 			err := part.Run(ctx, env, func() {
@@ -152,9 +155,10 @@ func (s *Stage) Kill(names ...string) {
 	s.tb.Helper()
 	for _, name := range names {
 		r := s.parts[name]
-		r.cancel()
 		link := <-r.link
+		// First of all, or it would say good-bye.
 		link.Cut()
+		r.cancel()
 		r.link <- link
 	}
 }

@@ -118,28 +118,35 @@ func Aggregator(carry bool) func(context.Context, service.Env, func()) error {
 			for _, r := range fetches.Records() {
 				w.Add(r)
 			}
-			counts := w.Closed()
-			if len(counts) == 0 {
-				continue
-			}
-			for _, count := range counts {
-				if !carry {
-					count.Clicks["unknown"] += len(count.Heartbeats)
-					count.Heartbeats = nil
-				}
-				text, err := json.Marshal(count)
-				if err != nil {
-					return err
-				}
-				if err := cl.ProduceSync(ctx, &kgo.Record{Topic: env.Space + "counts", Value: text}).FirstErr(); err != nil {
-					return fmt.Errorf("kafka: a count: %w", err)
-				}
-			}
-			if err := commit(ctx, cl, env.Space+"clicks", w.Done()); err != nil {
+			if err := tell(ctx, cl, env.Space, w, carry); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// tell puts the counts of windows that are over into their topic, and says from where a new process would have to read.
+func tell(ctx context.Context, cl *kgo.Client, space string, w *Windows, carry bool) error {
+	counts := w.Closed()
+	if len(counts) == 0 {
+		return nil
+	}
+	ctx, cancel := kafka.Lot(ctx)
+	defer cancel()
+	for _, count := range counts {
+		if !carry {
+			count.Clicks["unknown"] += len(count.Heartbeats)
+			count.Heartbeats = nil
+		}
+		text, err := json.Marshal(count)
+		if err != nil {
+			return err
+		}
+		if err := cl.ProduceSync(ctx, &kgo.Record{Topic: space + "counts", Value: text}).FirstErr(); err != nil {
+			return fmt.Errorf("kafka: a count: %w", err)
+		}
+	}
+	return commit(ctx, cl, space+"clicks", w.Done())
 }
 
 func commit(ctx context.Context, cl *kgo.Client, topic string, done map[int32]kgo.EpochOffset) error {
