@@ -82,7 +82,7 @@ func pay(ctx context.Context, s *kgo.GroupTransactSession, lot []*kgo.Record, to
 }
 
 // Repair is another program that writes to the same topic: when told to begin it writes into each partition in a transaction that it does
-// not end. The broker gives it up after a minute.
+// not end. The broker gives it up after a minute, or when the program is started again and not told to begin.
 func Repair(begin bool) func(context.Context, service.Env, func()) error {
 	return func(ctx context.Context, env service.Env, ready func()) error {
 		cl, err := kgo.NewClient(kgo.SeedBrokers(env.Addr), kgo.Dialer(env.Dial), kgo.RecordPartitioner(kgo.ManualPartitioner()),
@@ -91,7 +91,11 @@ func Repair(begin bool) func(context.Context, service.Env, func()) error {
 			return err
 		}
 		defer cl.Close()
-		if begin {
+		if !begin {
+			if err := takeOver(ctx, cl); err != nil {
+				return err
+			}
+		} else {
 			if err := cl.BeginTransaction(); err != nil {
 				return fmt.Errorf("kafka: begin: %w", err)
 			}
