@@ -23,7 +23,7 @@ define step
 endef
 
 ##@ Use
-.PHONY: build demo stash stash-story docker
+.PHONY: build demo stash stash-story patterns docker
 # TAGS=nodemo leaves out the demo and its NATS server, as in the image.
 TAGS ?=
 build: ## Build bin/lag-monitor: static, no debug information.
@@ -37,6 +37,11 @@ stash: ## Stash Deferred, the service that lag-monitor was first written for, an
 
 stash-story: ## The same, broken in seven ways one after the other, with what a responder sees each time.
 	@cd examples/stash-deferred && go run ./cmd/stage --story
+
+# PATTERN=work-queue runs that one.
+PATTERN ?=
+patterns: ## Ten ways to use queues, each watched and broken on purpose: a list of them. PATTERN=NAME runs one.
+	@cd examples/patterns && go run ./cmd/patterns $(PATTERN)
 
 docker: ## Build the container image lag-monitor:VERSION.
 	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t lag-monitor:$(VERSION) .

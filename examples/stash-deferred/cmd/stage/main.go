@@ -108,7 +108,7 @@ func (s *show) run(ctx context.Context, tell bool) error {
 	if tell {
 		return s.tell(ctx)
 	}
-	return stage.Outside(ctx, os.Stderr, func(tb testing.TB) {
+	return servers.Outside(ctx, os.Stderr, func(tb testing.TB) {
 		s.say("Starting everything ...")
 		o := story.Options("throttled", s.root, s.binaries, servers.KinesisInMemory(tb))
 		o.Prefix, o.Pace, o.Watched = "", s.pace, has("prometheus")
@@ -261,7 +261,7 @@ func (s *show) switches(ctx context.Context, tb testing.TB, typed chan<- string)
 // tell plays all stories, one stage after the other, with a line on how things stand every few seconds.
 func (s *show) tell(ctx context.Context) error {
 	for _, name := range append(slices.Clone(story.Stages), "kills") {
-		err := stage.Outside(ctx, os.Stderr, func(tb testing.TB) {
+		err := servers.Outside(ctx, os.Stderr, func(tb testing.TB) {
 			s.say("\n%s ==== A new stage: everything is started ...", s.clock())
 			st := stage.Up(tb, story.Options(name, s.root, s.binaries, servers.KinesisInMemory(tb)))
 			s.places(st)

@@ -1,4 +1,4 @@
-package stage
+package servers
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 // stopped is the panic that stands for the end of a test.
 type stopped struct{ error }
 
-// outside is a testing.TB for a program, since the servers of internal/servers are started for a test. Like a test it
+// outside is a testing.TB for a program, since the servers of this package are started for a test. Like a test it
 // belongs to one goroutine.
 type outside struct {
 	testing.TB // for the methods that nobody calls
@@ -51,13 +51,13 @@ func Outside(ctx context.Context, out io.Writer, f func(testing.TB)) (err error)
 }
 
 func (o *outside) Helper()                  {}
-func (o *outside) Name() string             { return "stage" }
+func (o *outside) Name() string             { return "outside" }
 func (o *outside) Context() context.Context { return o.ctx }
 func (o *outside) Failed() bool             { return o.failed }
 func (o *outside) Cleanup(f func())         { o.cleanups = append(o.cleanups, f) }
 
 func (o *outside) TempDir() string {
-	dir, err := os.MkdirTemp("", "stash-deferred-")
+	dir, err := os.MkdirTemp("", "lag-monitor-")
 	if err != nil {
 		o.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package stage_test
+package servers_test
 
 import (
 	"fmt"
@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/lag-monitor/lag-monitor/examples/stash-deferred/stage"
+	"github.com/lag-monitor/lag-monitor/internal/servers"
 )
 
 // A program gets what a test would: the failure, and all cleanups in the reverse order.
@@ -14,7 +14,7 @@ func TestOutside(t *testing.T) {
 	var done []int
 	var dir string
 	var out strings.Builder
-	err := stage.Outside(t.Context(), &out, func(tb testing.TB) {
+	err := servers.Outside(t.Context(), &out, func(tb testing.TB) {
 		dir = tb.TempDir()
 		for i := range 3 {
 			tb.Cleanup(func() { done = append(done, i) })
@@ -35,10 +35,10 @@ func TestOutside(t *testing.T) {
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the directory is still there: %v", err)
 	}
-	if err := stage.Outside(t.Context(), &out, func(tb testing.TB) { tb.Errorf("wrong") }); err == nil {
+	if err := servers.Outside(t.Context(), &out, func(tb testing.TB) { tb.Errorf("wrong") }); err == nil {
 		t.Error("an error was no failure")
 	}
-	if err := stage.Outside(t.Context(), &out, func(testing.TB) {}); err != nil {
+	if err := servers.Outside(t.Context(), &out, func(testing.TB) {}); err != nil {
 		t.Error(err)
 	}
 }
