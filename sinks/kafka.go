@@ -574,8 +574,11 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 		b.run.mu.Lock()
 		if len(b.added) == 0 && len(f.list) > 0 && f.answered() {
 			b.listening = true
-			if f.caughtUp() {
-				b.caughtUp = asked
+			if t := f.caughtUp(asked); !t.IsZero() {
+				b.caughtUp = t
+			}
+			if f.heldUp() {
+				b.run.feed.Skip(0) // alive, though there is nothing to claim
 			}
 			b.run.progress()
 		}
@@ -757,7 +760,7 @@ func (b *kafkaBroker) relocate(c *conn.KafkaConn, parts []*kafkaPart) (lost []*k
 	reasons := make(map[string]bool)
 	for _, p := range parts {
 		f, e, pos := first[p.id], end[p.id], p.pos.Load()
-		p.end = -1
+		p.end, b.fetch.proving = -1, time.Time{}
 		switch {
 		case f.Code != 0 || e.Code != 0 || f.Offset < 0 || e.Offset < 0:
 			p.moved = conn.KafkaNotLeader

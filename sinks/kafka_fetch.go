@@ -29,7 +29,11 @@ type kafkaPart struct {
 	past  int64
 	pace  pace   // of what is before past
 	epoch int32  // of the leader
-	end   int64  // high watermark, or last stable offset, by the last answer; < 0: not known yet
+	// end is the high watermark by the last answer; < 0: not known yet. stable is up to where the sink is let
+	// read: below end while a transaction is open that it waits for. goal is what end was when the sink last
+	// began to prove that it had caught up.
+	end, stable, goal int64
+
 	salt  uint64 // which incarnation of the topic the offsets belong to
 	sent  int64  // the offset that the fetch session has; < 0: it does not have the partition
 	limit int32  // bytes to ask for; grows when a batch does not fit
@@ -52,6 +56,7 @@ type kafkaFetch struct {
 	sessionID int32
 	epoch     int32
 	fresh     bool         // the next answer is wanted at once: it proves that the broker serves us
+	proving   time.Time    // when the answer was asked for that the goals are of; zero: there are none
 	changed   []*kafkaPart // scratch
 
 	scan kafkaScan
@@ -70,6 +75,7 @@ const (
 // add and remove change the set of partitions; the next request opens a new session with it.
 func (f *kafkaFetch) add(p *kafkaPart) {
 	p.end, p.limit = -1, 0
+	f.proving = time.Time{}
 	f.parts[p.id] = p
 	f.list = append(f.list, p)
 	f.fresh = true
@@ -235,9 +241,9 @@ func (f *kafkaFetch) response(r *conn.KafkaReader, feed *Feed) (lost []*kafkaPar
 			default:
 				return lost, throttle, fmt.Errorf("partition %d: %w", id, conn.KafkaError(code))
 			}
-			p.end = high
+			p.end, p.stable = high, high
 			if f.committed {
-				p.end = stable
+				p.stable = stable
 			}
 			before := p.pos.Load()
 			n, err := f.scan.records(p, records, f.committed, feed)
@@ -279,14 +285,45 @@ func (f *kafkaFetch) answered() bool {
 	return true
 }
 
-// caughtUp reports that every partition had been read to its end when the last answer was given.
-func (f *kafkaFetch) caughtUp() bool {
+// caughtUp returns up to when everything that had entered the partitions was delivered, as of an answer that
+// was asked for then; zero while that is not certain. What entered before a question lies below the high
+// watermark of its answer, and is delivered when the position has got there: at once, as a rule, but a sink
+// that waits for the ends of transactions gets there when those end which were open, and others are open by
+// then.
+func (f *kafkaFetch) caughtUp(asked time.Time) (t time.Time) {
+	now, then := true, !f.proving.IsZero()
 	for _, p := range f.list {
-		if p.end < 0 || p.pos.Load() < p.end {
-			return false
+		pos := p.pos.Load()
+		now = now && p.end >= 0 && pos >= p.end
+		then = then && pos >= p.goal
+	}
+	switch {
+	case now:
+		f.proving = time.Time{}
+		return asked
+	case then:
+		t = f.proving
+		fallthrough
+	case f.proving.IsZero():
+		f.proving = asked
+		for _, p := range f.list {
+			p.goal = p.end
 		}
 	}
-	return true
+	return t
+}
+
+// heldUp reports that there is nothing to read but what waits for the end of a transaction.
+func (f *kafkaFetch) heldUp() bool {
+	held := false
+	for _, p := range f.list {
+		pos := p.pos.Load()
+		if pos < p.stable {
+			return false
+		}
+		held = held || pos < p.end
+	}
+	return held
 }
 
 type kafkaAborted struct{ producer, first int64 }

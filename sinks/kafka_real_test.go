@@ -49,13 +49,19 @@ func TestKafkaReal(t *testing.T) {
 				}
 				put(t, plain, 0, seq+3)
 			}
-			a.exactly(t, 8, 4)
+			a.exactly(t, 8, 4) // it has come past the aborted ones, to the end
 			b.exactly(t, 12, 6)
 			for _, s := range []uint64{10, 12, 30, 32} {
 				if slices.Contains(a.arrived(), s) {
 					t.Errorf("heartbeat %d of an aborted transaction was delivered to read_committed", s)
 				}
 			}
+			if gaps := a.allGaps(); len(gaps) > 0 {
+				t.Errorf("gaps: %v", gaps)
+			}
+			heldBack(t, brokers, plain, txn, a, b, 100)
+			a.exactly(t, 10, 4)
+			b.exactly(t, 14, 6)
 			a.stop(t)
 			b.stop(t)
 		})

@@ -291,23 +291,51 @@ func TestKafkaTransactions(t *testing.T) {
 		}
 	}
 
-	// A transaction that stays open holds back those who wait for its end, and nobody may say that
-	// they have read everything.
-	if err := txn.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	put(t, txn, 0, 100)
-	put(t, plain, 0, 101)
-	waitUntil(t, "uncommitted", func() bool { return slices.Contains(b.arrived(), 101) })
-	if slices.Contains(a.arrived(), 101) {
-		t.Error("read_committed has read past an open transaction")
-	}
-	if err := txn.EndTransaction(ctx, kgo.TryCommit); err != nil {
-		t.Fatal(err)
-	}
+	heldBack(t, f.ListenAddrs(), plain, txn, a, b, 100)
 	a.exactly(t, 4*2+2+2, 4+2)
 	a.stop(t)
 	b.stop(t)
+}
+
+// heldBack opens a transaction: it holds back a sink that waits for its end, which may not say meanwhile that
+// it has read everything, nor be taken for dead; and it holds back nobody else. Two heartbeats more arrive.
+func heldBack(t *testing.T, brokers []string, plain, txn *kgo.Client, committed, uncommitted *kafkaRunner, seq int) {
+	t.Helper()
+	if err := txn.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	opened := time.Now()
+	put(t, txn, 0, seq)
+	put(t, plain, 0, seq+1)
+	waitUntil(t, "what is in the transaction, and behind it", func() bool { return slices.Contains(uncommitted.arrived(), uint64(seq+1)) })
+	claim := func(r *kafkaRunner) time.Time {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.caughtUp
+	}
+	waitUntil(t, "three rounds of the other one", func() bool { return claim(uncommitted).After(opened.Add(3 * kafkaMaxWait)) })
+	if slices.Contains(committed.arrived(), uint64(seq+1)) {
+		t.Error("read_committed has read past an open transaction")
+	}
+	if c := claim(committed); c.After(opened) {
+		t.Errorf("read_committed claims to have caught up %s after a transaction began that is still open", c.Sub(opened))
+	}
+	late := runKafka(t, newKafkaSink(t, brokers, func(k *Kafka) { k.Isolation = "read_committed" })).waitReady(t)
+	for _, r := range []*kafkaRunner{committed, late} {
+		now := time.Now()
+		waitUntil(t, "a sign of life of one that waits", func() bool { return time.Since(now) > r.feed.silent() })
+	}
+	if c := claim(late); !c.IsZero() {
+		t.Errorf("a sink that was started meanwhile claims to have caught up with %s", c)
+	}
+	late.stop(t)
+	if err := txn.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "what was held back", func() bool { return slices.Contains(committed.arrived(), uint64(seq+1)) })
+	if gaps := committed.allGaps(); len(gaps) > 0 {
+		t.Errorf("gaps: %v", gaps)
+	}
 }
 
 func TestKafkaNewPartitions(t *testing.T) {
