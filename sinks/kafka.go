@@ -38,6 +38,8 @@ type Kafka struct {
 	MaxBytes int32 `yaml:"max_bytes"`
 	// MetadataRefresh is how often to look for new partitions and for a topic that was re-created.
 	MetadataRefresh conn.Duration `yaml:"metadata_refresh"`
+	// Groups are the consumer groups whose backlog is told, on all topics that they read.
+	Groups []string `yaml:"groups,omitempty"`
 }
 
 const (
@@ -74,6 +76,11 @@ func (k *Kafka) Validate() error {
 			errs = append(errs, conn.Field(fmt.Sprintf("partitions[%d]", i), "%d is not a partition, or named twice", p))
 		}
 		seen[p] = true
+	}
+	for i, g := range k.Groups {
+		if g == "" || slices.Contains(k.Groups[:i], g) {
+			errs = append(errs, conn.Field(fmt.Sprintf("groups[%d]", i), "%q is not a group, or named twice", g))
+		}
 	}
 	if _, err := k.start(); err != nil {
 		errs = append(errs, conn.Field("start", "%q is not a start: use latest, earliest, or a duration to look back such as 10m", k.Start))

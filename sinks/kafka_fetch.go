@@ -27,8 +27,8 @@ type kafkaPart struct {
 	// none. What is before the offset past was there before the sink.
 	since int64
 	past  int64
-	pace  pace   // of what is before past
-	epoch int32  // of the leader
+	pace  pace  // of what is before past
+	epoch int32 // of the leader
 	// end is the high watermark by the last answer; < 0: not known yet. stable is up to where the sink is let
 	// read: below end while a transaction is open that it waits for. goal is what end was when the sink last
 	// began to prove that it had caught up.
@@ -212,54 +212,44 @@ func (f *kafkaFetch) response(r *conn.KafkaReader, feed *Feed) (lost []*kafkaPar
 			ours = string(r.String()) == f.topic
 		}
 		for range r.Array() {
-			id, code, high, stable := r.Int32(), r.Int16(), r.Int64(), r.Int64()
-			r.Int64() // start of the log
-			aborted := f.scan.aborted[:0]
-			for range r.Array() {
-				aborted = append(aborted, kafkaAborted{r.Int64(), r.Int64()})
-				r.End()
-			}
-			f.scan.aborted = aborted
-			r.Int32() // preferred replica: none, since we name no rack
-			records := r.Bytes()
-			r.End()
+			got := f.scan.fetched(r)
 			if r.Bad() {
 				return lost, throttle, errors.New("fetch answer is cut short")
 			}
-			p := f.parts[id]
+			p := f.parts[got.id]
 			if p == nil || !ours {
 				continue
 			}
-			switch code {
+			switch got.code {
 			case 0:
 			case conn.KafkaOffsetOutOfRange, conn.KafkaUnknownTopic, conn.KafkaLeaderNotAvailable, conn.KafkaNotLeader,
 				conn.KafkaReplicaNotAvail, conn.KafkaStorage, conn.KafkaFencedEpoch, conn.KafkaUnknownEpoch,
 				conn.KafkaOffsetNotAvailable, conn.KafkaUnknownTopicID, conn.KafkaInconsistentID:
-				p.moved = code
+				p.moved = got.code
 				lost = append(lost, p)
 				continue
 			default:
-				return lost, throttle, fmt.Errorf("partition %d: %w", id, conn.KafkaError(code))
+				return lost, throttle, fmt.Errorf("partition %d: %w", got.id, conn.KafkaError(got.code))
 			}
-			p.end, p.stable = high, high
+			p.end, p.stable = got.high, got.high
 			if f.committed {
-				p.stable = stable
+				p.stable = got.stable
 			}
 			before := p.pos.Load()
-			n, err := f.scan.records(p, records, f.committed, feed)
+			n, err := f.scan.records(p, got.records, f.committed, feed)
 			skipped += n
 			if err != nil {
-				return lost, throttle, fmt.Errorf("partition %d: %w", id, err)
+				return lost, throttle, fmt.Errorf("partition %d: %w", got.id, err)
 			}
-			if pos := p.pos.Load(); pos < p.past && p.pace.slow(len(records)) {
+			if pos := p.pos.Load(); pos < p.past && p.pace.slow(len(got.records)) {
 				p.pos.Store(pos + (p.past-pos+1)/2)
 			}
-			if len(records) > 0 && p.pos.Load() == before {
+			if len(got.records) > 0 && p.pos.Load() == before {
 				// A broker hands out a batch that is larger than what we asked for, but may cut it short
 				// when it is not the first of the answer.
 				p.limit = max(p.limit, f.maxBytes) * 2
 				if p.limit > kafkaMaxPartBytes {
-					return lost, throttle, fmt.Errorf("partition %d: the batch at offset %d is larger than %d bytes", id, before, kafkaMaxPartBytes)
+					return lost, throttle, fmt.Errorf("partition %d: the batch at offset %d is larger than %d bytes", got.id, before, kafkaMaxPartBytes)
 				}
 				p.sent = -1
 			} else {
@@ -334,6 +324,30 @@ type kafkaScan struct {
 	active  []int64        // producers inside an aborted transaction
 	src     bytes.Reader
 	plain   []byte // a decompressed batch
+}
+
+// kafkaFetched is what an answer says of one partition.
+type kafkaFetched struct {
+	id           int32
+	code         int16
+	high, stable int64 // high watermark, last stable offset
+	records      []byte
+}
+
+// fetched takes one partition off an answer; its aborted transactions are then those of the scan.
+func (s *kafkaScan) fetched(r *conn.KafkaReader) (f kafkaFetched) {
+	f.id, f.code, f.high, f.stable = r.Int32(), r.Int16(), r.Int64(), r.Int64()
+	r.Int64() // start of the log
+	aborted := s.aborted[:0]
+	for range r.Array() {
+		aborted = append(aborted, kafkaAborted{r.Int64(), r.Int64()})
+		r.End()
+	}
+	s.aborted = aborted
+	r.Int32() // preferred replica: none, since we name no rack
+	f.records = r.Bytes()
+	r.End()
+	return f
 }
 
 // Layout of a record batch (format v2).

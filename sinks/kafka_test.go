@@ -541,6 +541,8 @@ func TestKafkaValidate(t *testing.T) {
 		"resolution: must be from 0 to 1s":                                                                           func(k *Kafka) { k.Resolution = conn.Duration(time.Minute) },
 		"max_bytes: must be from 1024 to 67108864":                                                                   func(k *Kafka) { k.MaxBytes = 1 },
 		"metadata_refresh: must be at least 100ms":                                                                   func(k *Kafka) { k.MetadataRefresh = 0 },
+		`groups[1]: "g" is not a group, or named twice`:                                                              func(k *Kafka) { k.Groups = []string{"g", "g"} },
+		`groups[0]: "" is not a group, or named twice`:                                                               func(k *Kafka) { k.Groups = []string{""} },
 		"tls: cert_file and key_file go together":                                                                    func(k *Kafka) { k.TLS = &conn.TLS{CertFile: "x"} },
 		`sasl.mechanism: "gssapi" is not a mechanism: use one of plain, scram-sha-256, scram-sha-512, aws-msk-iam`:   func(k *Kafka) { k.SASL = &conn.KafkaSASL{Mechanism: "gssapi"} },
 		"sasl.mechanism: aws-msk-iam works over TLS only: add tls: {}":                                               func(k *Kafka) { k.SASL = &conn.KafkaSASL{Mechanism: "aws-msk-iam"} },
