@@ -509,6 +509,8 @@ type kafkaBroker struct {
 	address string
 	fetch   kafkaFetch // of the goroutine alone
 
+	compacted *bool // whether the topic is, once that was asked; of the goroutine alone
+
 	// Guarded by run.mu.
 	mine      map[int32]*kafkaPart // what the goroutine reads or is about to
 	added     []*kafkaPart         // what it has not taken up yet
@@ -570,6 +572,11 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if f.scan.hole {
+			if err := b.missing(c); err != nil {
+				return err
+			}
+		}
 		if throttle >= time.Second {
 			b.run.feed.Error(conn.WithClass(conn.Throttle, fmt.Errorf("topic %s: broker %d slows us down by %s", f.topic, b.id, throttle)))
 		}
@@ -591,6 +598,25 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 		}
 		b.run.mu.Unlock()
 	}
+}
+
+// missing finds out whether messages are missing that may have been heartbeats. Where the topic is compacted, a younger
+// message of the same key may have taken the place of one that nobody had read yet. Other topics have holes, too, with some
+// brokers: of their own bookkeeping.
+func (b *kafkaBroker) missing(c *conn.KafkaConn) error {
+	b.fetch.scan.hole = false
+	if b.compacted == nil {
+		compacted, err := c.Compacted(b.fetch.topic)
+		if conn.ClassOf(err) == conn.Network {
+			return err
+		}
+		compacted = compacted || err != nil // who may not know has to fear it
+		b.compacted = &compacted
+	}
+	if *b.compacted {
+		b.run.feed.Gap("compacted")
+	}
+	return nil
 }
 
 // take moves added partitions into the session, after finding out where to start. It reports done

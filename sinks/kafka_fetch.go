@@ -322,6 +322,7 @@ type kafkaAborted struct{ producer, first int64 }
 type kafkaScan struct {
 	aborted []kafkaAborted // of the partition at hand, by first offset
 	active  []int64        // producers inside an aborted transaction
+	hole    bool           // offsets are missing that were not before the sink
 	src     bytes.Reader
 	plain   []byte // a decompressed batch
 }
@@ -397,6 +398,9 @@ func (s *kafkaScan) records(p *kafkaPart, b []byte, committed bool, feed *Feed) 
 		}
 		if last < pos {
 			continue // read before
+		}
+		if count := int64(int32(binary.BigEndian.Uint32(batch[57:]))); last >= p.past && (base > pos || count < last-base+1) {
+			s.hole = true
 		}
 		attrs := binary.BigEndian.Uint16(batch[21:])
 		producer := int64(binary.BigEndian.Uint64(batch[43:]))

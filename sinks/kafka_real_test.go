@@ -128,3 +128,92 @@ func TestKafkaReal(t *testing.T) {
 		})
 	})
 }
+
+// Where younger messages have taken the place of older ones nothing was lost, but a heartbeat may be missing that nobody
+// can be accused of. Who has listened all along has seen everything.
+func TestKafkaCompacted(t *testing.T) {
+	servers.KafkaEach(t, servers.KafkaOptions{Config: map[string]string{"log.cleaner.backoff.ms": "50"}}, func(t *testing.T, k *servers.KafkaServer) {
+		brokers := []string{k.Addr}
+		k.CreateTopic("t", 1, "cleanup.policy", "compact", "segment.ms", "50", "min.cleanable.dirty.ratio", "0.001", "delete.retention.ms", "0")
+		listens := runKafka(t, newKafkaSink(t, brokers)).waitReady(t)
+		c := producer(t, brokers)
+		beat := func(seq int) *kgo.Record {
+			return &kgo.Record{Key: []byte("lag-monitor"), Value: []byte(tokenOf(uint64(seq)))}
+		}
+		heartbeats, others := 0, 0
+		round := func() {
+			heartbeats++
+			put(t, c, 0, &kgo.Record{Key: []byte("order")}, beat(heartbeats), &kgo.Record{Key: []byte("order"), Value: []byte("x")})
+			others += 2
+			waitUntil(t, "its arrival", func() bool { return slices.Contains(listens.arrived(), uint64(heartbeats)) }) // before it can be compacted
+		}
+		// The position of a sink that went away after the first message.
+		s := newKafkaSink(t, brokers)
+		s.(Resumer).Resume(map[string]string{"0": "1"})
+		for deadline := time.Now().Add(60 * time.Second); ; {
+			round()
+			if kafkaRecords(t, brokers) < 3*heartbeats-6 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the broker does not compact the topic")
+			}
+		}
+		listens.exactly(t, heartbeats, others)
+
+		away := runKafka(t, s).waitReady(t)
+		now := time.Now()
+		waitUntil(t, "caught up", func() bool {
+			away.mu.Lock()
+			defer away.mu.Unlock()
+			return away.caughtUp.After(now)
+		})
+		if got := away.arrived(); len(got) == 0 || len(got) >= heartbeats || got[len(got)-1] != uint64(heartbeats) {
+			t.Errorf("%d of %d heartbeats, the last is %v; want fewer, and the last one", len(got), heartbeats, got[max(0, len(got)-1):])
+		}
+		if gaps := away.allGaps(); len(gaps) == 0 || slices.ContainsFunc(gaps, func(g string) bool { return g != "compacted" }) {
+			t.Errorf("gaps of a sink that was away: %v, want compacted", gaps)
+		}
+		away.stop(t)
+		// A sink that starts only now has nothing to fear from what was compacted before it came.
+		late := newKafkaSink(t, brokers)
+		late.(LookBacker).LookBack(time.Now().Add(-time.Hour))
+		r := runKafka(t, late).waitReady(t)
+		round()
+		waitUntil(t, "the last heartbeat", func() bool { return slices.Contains(r.arrived(), uint64(heartbeats)) })
+		if gaps := r.allGaps(); len(gaps) > 0 {
+			t.Errorf("gaps of a sink that looks back: %v", gaps)
+		}
+		r.stop(t)
+		if gaps := listens.allGaps(); len(gaps) > 0 {
+			t.Errorf("gaps of a sink that has seen everything: %v", gaps)
+		}
+		listens.stop(t)
+	})
+}
+
+// kafkaRecords counts what there is in partition 0 of topic t by another client.
+func kafkaRecords(t *testing.T, brokers []string) (n int) {
+	t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"t": {0: kgo.NewOffset().AtStart()}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		f := c.PollFetches(ctx)
+		if err := f.Err(); err != nil {
+			t.Fatal(err)
+		}
+		done := false
+		f.EachPartition(func(p kgo.FetchTopicPartition) {
+			n += len(p.Records)
+			done = len(p.Records) > 0 && p.Records[len(p.Records)-1].Offset == p.HighWatermark-1
+		})
+		if done {
+			return n
+		}
+	}
+}

@@ -614,6 +614,57 @@ func (c *KafkaConn) topic(name string) (*KafkaTopic, error) {
 	return t, nil
 }
 
+// Compacted asks whether a topic is, so that messages may be missing in the middle of it.
+func (c *KafkaConn) Compacted(topic string) (bool, error) {
+	const (
+		key    = 32
+		policy = "cleanup.policy"
+	)
+	v, ok := c.Version(key, 1, 2)
+	if !ok {
+		return false, errors.New("the broker does not tell the settings of topics")
+	}
+	w := c.Request(key, v, false)
+	w.Array(1)
+	w.Int8(2) // a topic
+	w.String(topic)
+	w.Array(1)
+	w.String(policy)
+	w.Bool(false)
+	r, _, err := c.Do(0)
+	if err != nil {
+		return false, fmt.Errorf("topic %s: settings: %w", topic, err)
+	}
+	r.Int32() // throttle
+	var code int16
+	found, compacted := false, false
+	for range r.Array() {
+		code = r.Int16()
+		r.String() // message
+		r.Int8()
+		r.String()
+		for range r.Array() {
+			name, value := string(r.String()), string(r.String())
+			r.Bool()  // read only
+			r.Int8()  // where it is set
+			r.Bool()  // sensitive
+			r.Array() // of the other places where it is set: none was asked for
+			if name == policy {
+				found, compacted = true, strings.Contains(value, "compact")
+			}
+		}
+	}
+	switch {
+	case r.Bad():
+		return false, fmt.Errorf("topic %s: settings: answer is cut short", topic)
+	case code != 0:
+		return false, fmt.Errorf("topic %s: settings: %w", topic, KafkaError(code))
+	case !found:
+		return false, fmt.Errorf("topic %s: settings: no answer", topic)
+	}
+	return compacted, nil
+}
+
 // Special times of Offsets.
 const (
 	KafkaLatest   = -1
