@@ -158,6 +158,16 @@ func (k *kinesisSink) Resume(positions map[string]string) {
 	k.shards.resume = positions
 }
 
+// Backlog implements Backlogger: for each shard how far our own reader is behind, by the service's word. Others keep their
+// positions where the service does not know them.
+func (k *kinesisSink) Backlog(context.Context) ([]Backlog, error) {
+	group := "lag-monitor"
+	if k.cfg.EnhancedFanOut != nil {
+		group = k.cfg.EnhancedFanOut.Consumer
+	}
+	return k.shards.backlog(k.cfg.Name(), group, time.Now()), nil
+}
+
 // LookBack implements LookBacker.
 func (k *kinesisSink) LookBack(since time.Time) { k.since = since }
 
@@ -518,6 +528,7 @@ func (k *kinesisSink) poll(ctx context.Context, f *Feed, sh *shard, it string, p
 			continue
 		}
 		tolerance.answered()
+		k.shards.lags(sh, out.MillisBehindLatest, time.Now())
 		bytes := k.deliver(f, sh, out.Records)
 		if aws.ToString(out.NextShardIterator) == "" {
 			return out.ChildShards, nil

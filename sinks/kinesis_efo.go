@@ -332,6 +332,7 @@ func (k *kinesisSink) drain(ctx context.Context, f *Feed, sh *shard, sub *subscr
 		}
 		tolerance.answered()
 		e := &member.Value
+		k.shards.lags(sh, e.MillisBehindLatest, time.Now())
 		bytes := k.deliver(f, sh, e.Records)
 		next := aws.ToString(e.ContinuationSequenceNumber)
 		if next == "" || len(e.ChildShards) > 0 {

@@ -77,6 +77,9 @@ type shard struct {
 	state    shardState
 	pos      shardPosition
 	caughtUp time.Time // everything that entered it before then has been delivered
+
+	behind   time.Duration // how old the next record is, by the service's word of
+	behindAt time.Time     // then; zero: nobody has said so yet
 }
 
 // shards knows which shards there are, how they descend from each other, and how far each is read. It
@@ -324,6 +327,31 @@ func (s *shards) move(sh *shard, pos shardPosition) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sh.pos = pos
+}
+
+// behindKnown is for how long the service's word on how far a shard's reader is behind counts.
+const behindKnown = 30 * time.Second
+
+// lags notes how far the reader of a shard is behind; nil: the service has not said.
+func (s *shards) lags(sh *shard, millis *int64, now time.Time) {
+	if millis == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh.behind, sh.behindAt = time.Duration(*millis)*time.Millisecond, now
+}
+
+// backlog tells how far the readers are behind, by shard, sorted, as far as that is known of late.
+func (s *shards) backlog(queue, group string, now time.Time) (all []Backlog) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(s.all)) {
+		if sh := s.all[id]; sh.state == shardActive && !sh.behindAt.IsZero() && now.Sub(sh.behindAt) < behindKnown {
+			all = append(all, Backlog{Queue: queue, Group: group, Partition: id, Messages: -1, Seconds: sh.behind.Seconds(), Consumers: -1})
+		}
+	}
+	return all
 }
 
 // caughtUp notes that everything which entered the shard before t has been delivered, and returns up to

@@ -129,6 +129,16 @@ func TestKinesisBehindIsNotCaughtUp(t *testing.T) {
 		if c := r.claim(); !c.IsZero() {
 			t.Errorf("caught up was claimed at %s behind the tip", c)
 		}
+		backlog := func() []Backlog {
+			all, err := r.sink.Backlog(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			return all
+		}
+		if b := backlog(); len(b) != 1 || b[0].Seconds < 60 || b[0].Seconds > 75 || b[0].Partition != "shardId-000000000000" || b[0].Queue != "deferred" || b[0].Messages >= 0 || b[0].Consumers >= 0 {
+			t.Errorf("backlog is %+v, want one shard that is more than a minute behind", b)
+		}
 		// While it is behind it reads faster, but leaves more than half of the five reads a second.
 		reads := api.count("GetRecords", "shardId-000000000000")
 		if rate := float64(reads) / time.Since(began).Seconds(); rate < 2 || rate > 2.6 {
@@ -146,7 +156,14 @@ func TestKinesisBehindIsNotCaughtUp(t *testing.T) {
 		if got := r.feed.Stats().Messages[Other]; got != 50 {
 			t.Errorf("%d ordinary messages were counted, want 50", got)
 		}
+		if b := backlog(); len(b) != 1 || b[0].Seconds != 0 {
+			t.Errorf("backlog is %+v, want none of one shard", b)
+		}
 		_ = r.stop()
+		settle(behindKnown)
+		if b := backlog(); len(b) != 0 {
+			t.Errorf("backlog of what nobody reads is %+v, want none known", b)
+		}
 	})
 }
 
@@ -451,6 +468,9 @@ func TestKinesisFanOut(t *testing.T) {
 		}
 		settle(10 * time.Second)
 		r.exactly(t, n)
+		if b, err := r.sink.Backlog(t.Context()); err != nil || len(b) != 3 || b[0].Seconds != 0 || b[0].Group != "c" {
+			t.Errorf("backlog is %+v, %v, want three shards", b, err)
+		}
 		if slices.Contains(api.types, types.ShardIteratorTypeAtTimestamp) {
 			t.Error("a subscription was renewed by time, not from its continuation")
 		}

@@ -31,6 +31,8 @@ type NATSConfig struct {
 	Dedicated bool `yaml:"dedicated,omitempty"`
 	// Consumer is the name of the durable consumer of a dedicated sink.
 	Consumer string `yaml:"consumer,omitempty"`
+	// Consumers are those whose backlog is told: consumers of the sink's stream, or stream/consumer.
+	Consumers []string `yaml:"consumers,omitempty"`
 }
 
 // NewNATS returns the defaults.
@@ -53,12 +55,16 @@ func (c *NATSConfig) Validate() error {
 	if !c.JetStream && c.Dedicated {
 		errs = append(errs, conn.Field("dedicated", "cannot be combined with jetstream: false"))
 	}
-	if strings.ContainsAny(c.Stream, " .*>/\\\t\r\n") {
+	if c.Stream != "" && !natsName(c.Stream) {
 		errs = append(errs, conn.Field("stream", "%q is not the name of a stream", c.Stream))
 	}
-	if c.Consumer == "" || strings.ContainsAny(c.Consumer, " .*>/\\\t\r\n") {
+	if !natsName(c.Consumer) {
 		errs = append(errs, conn.Field("consumer", "%q is not the name of a consumer", c.Consumer))
 	}
+	if !c.JetStream && len(c.Consumers) > 0 {
+		errs = append(errs, conn.Field("consumers", "cannot be combined with jetstream: false"))
+	}
+	errs = append(errs, checkConsumers(c.Consumers))
 	return errors.Join(errs...)
 }
 

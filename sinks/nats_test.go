@@ -384,6 +384,9 @@ func TestNATSValidate(t *testing.T) {
 		{func(c *NATSConfig) { c.Stream = "a.b" }, `stream: "a.b" is not the name of a stream`},
 		{func(c *NATSConfig) { c.Subject = "a..b" }, `subject: "a..b" is not a subject such as orders.new`},
 		{func(c *NATSConfig) { c.Consumer = "" }, `consumer: "" is not the name of a consumer`},
+		{func(c *NATSConfig) { c.Consumers = []string{"ok", "S/ok", "a.b"} }, `consumers[2]: "a.b" is not the name of a consumer, or of stream/consumer`},
+		{func(c *NATSConfig) { c.Consumers = []string{"/b"} }, `consumers[0]: "/b" is not the name of a consumer, or of stream/consumer`},
+		{func(c *NATSConfig) { c.JetStream, c.Stream, c.Subject, c.Consumers = false, "", "a", []string{"b"} }, "consumers: cannot be combined with jetstream: false"},
 		{func(c *NATSConfig) { c.JetStream = false }, "subject: is required with jetstream: false\nstream: cannot be combined with jetstream: false"},
 		{func(c *NATSConfig) { c.JetStream, c.Stream, c.Subject, c.Dedicated = false, "", "a", true }, "dedicated: cannot be combined with jetstream: false"},
 	} {

@@ -476,3 +476,18 @@ func TestKinesisLiveOutage(t *testing.T) {
 		return len(resumed.count) == 80
 	})
 }
+
+// How far the reader of each shard is behind is what the service says.
+func TestKinesisLiveBacklog(t *testing.T) {
+	b := newKinesisBench(t, 2)
+	for name, configure := range map[string]func(*sinks.Kinesis){"lag-monitor": func(*sinks.Kinesis) {}, "monitor": throughFanOut} {
+		s := b.sink(configure)
+		_, _, stop := b.watch(s)
+		b.within(time.Minute, "backlog of two shards for "+name, func() bool {
+			all, err := s.(sinks.Backlogger).Backlog(t.Context())
+			return err == nil && len(all) == 2 && all[0].Partition == shardID(0) && all[1].Partition == shardID(1) && all[0].Group == name && all[0].Queue == "s" &&
+				all[0].Seconds == 0 && all[1].Seconds == 0
+		})
+		stop()
+	}
+}
