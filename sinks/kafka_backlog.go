@@ -311,7 +311,7 @@ func (q *kafkaQuestion) ages(c *conn.KafkaConn, topic string, waiting []*kafkaBe
 		if err != nil {
 			return err
 		}
-		waiting = append(later, left...)
+		waiting = slices.Concat(later, left)
 	}
 	return nil
 }

@@ -174,7 +174,7 @@ func readClassicGroup(r KafkaReader, v int16) (*KafkaGroup, error) {
 			r.String() // host
 			r.Bytes()  // what it subscribes to
 			if a := r.Bytes(); g.Assigned != nil && !g.assign(a) {
-				g.Assigned, consumers = nil, false
+				g.Assigned = nil
 			}
 		}
 		if v >= 3 {

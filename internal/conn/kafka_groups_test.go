@@ -30,7 +30,7 @@ func TestKafkaGroupAnswers(t *testing.T) {
 		}
 	}
 	a := kmsg.ConsumerMemberAssignment{Topics: []kmsg.ConsumerMemberAssignmentTopic{{Topic: "t", Partitions: []int32{3}}}, UserData: []byte("x")}
-	for v := int16(0); v <= 4; v++ {
+	for v := range int16(5) {
 		for _, c := range []struct{ state, protocol, want string }{
 			{"Stable", "consumer", "&{Stable 2 map[t:map[3:true]]}"},
 			{"Stable", "connect", "&{Stable 2 map[]}"},
