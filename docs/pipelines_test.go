@@ -8,11 +8,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/sns"
+	"github.com/aws/aws-sdk-go-v2/service/sns/types"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -77,6 +82,24 @@ var pipelines = map[string]func(r *reader){
 				n.put("orders.out", m)
 			}
 		})
+	},
+	// A worker between two topics, which gives every third order up.
+	"sns-to-sqs.md": func(r *reader) {
+		m := servers.Moto(r.t)
+		r.addrs["aws.internal:4566"] = m.Addr
+		for name, text := range map[string]string{"key-id": servers.MotoAccessKey, "secret-key": servers.MotoSecretKey} {
+			if err := os.WriteFile(filepath.Join(r.dir, name), []byte(text), 0o600); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		_, dead := m.CreateQueue(r.t, "orders-dlq", nil)
+		work, arn := m.CreateQueue(r.t, "orders-work", map[string]string{
+			"VisibilityTimeout": "1", "RedrivePolicy": fmt.Sprintf(`{"deadLetterTargetArn":%q,"maxReceiveCount":1}`, dead),
+		})
+		m.Subscribe(r.t, "orders", arn, nil)
+		_, own := m.CreateQueue(r.t, "lag-monitor-shipped", nil)
+		shipped := m.Subscribe(r.t, "shipped", own, map[string]any{"lag-monitor-heartbeat": []any{map[string]any{"exists": true}}})
+		r.worker(m, work, shipped)
 	},
 	// A service that calls back.
 	"sign-heartbeats.md": func(r *reader) {
@@ -190,4 +213,44 @@ func (r *reader) front(addr string, f func(i int, h http.Header, body []byte) in
 		_ = s.Close()
 		<-done
 	})
+}
+
+// worker takes orders from a queue and publishes them to a topic, with their attributes, but for every third.
+func (r *reader) worker(m *servers.MotoServer, queue, topic string) {
+	r.t.Helper()
+	from, to := m.SQS(r.t), m.SNS(r.t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	r.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		for i := 0; ctx.Err() == nil; {
+			got, err := from.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &queue, WaitTimeSeconds: 1})
+			if err != nil {
+				continue
+			}
+			for _, one := range got.Messages {
+				if i++; i%3 == 0 {
+					continue // it comes again, and the queue gives it up
+				}
+				var n struct {
+					Message           string
+					MessageAttributes map[string]struct{ Type, Value string }
+				}
+				if err := json.Unmarshal([]byte(*one.Body), &n); err != nil {
+					continue
+				}
+				out := &sns.PublishInput{TopicArn: &topic, Message: &n.Message, MessageAttributes: map[string]types.MessageAttributeValue{}}
+				for name, v := range n.MessageAttributes {
+					out.MessageAttributes[name] = types.MessageAttributeValue{DataType: &v.Type, StringValue: &v.Value}
+				}
+				if _, err := to.Publish(ctx, out); err == nil {
+					_, _ = from.DeleteMessage(ctx, &sqs.DeleteMessageInput{QueueUrl: &queue, ReceiptHandle: one.ReceiptHandle})
+				}
+			}
+		}
+	}()
 }

@@ -17,6 +17,8 @@ func kinds() conn.Kinds[Injector] {
 		"kinesis": func() Config { return NewKinesis() },
 		"nats":    func() Config { return NewNATS() },
 		"redis":   func() Config { return NewRedis() },
+		"sns":     func() Config { return NewSNS() },
+		"sqs":     func() Config { return NewSQS() },
 	}
 }
 

@@ -143,17 +143,7 @@ func (k *kinesisInjector) put(ctx context.Context, m *Message, hash *string) err
 
 // outcome decides what an error of a put means. sent tells whether the request had left.
 func (k *kinesisInjector) outcome(doing string, err error, sent bool) error {
-	if err == nil {
-		return nil
-	}
-	err = k.cfg.Err(doing, err)
-	status := conn.HTTPStatus(err)
-	// An answer of the 4xx kind is a clear no. After a 5xx, or no answer at all, the record may be in
-	// the stream nevertheless.
-	if !sent || status >= 400 && status < 500 || conn.ClassOf(err) == conn.Throttle {
-		return Refused(err)
-	}
-	return err
+	return awsOutcome(k.cfg.Err(doing, err), sent)
 }
 
 // kinesisLanes injects into every open shard.

@@ -17,6 +17,7 @@ func kinds() conn.Kinds[Sink] {
 		"kinesis":   func() Config { return NewKinesis() },
 		"nats":      func() Config { return NewNATS() },
 		"redis":     func() Config { return NewRedis() },
+		"sqs":       func() Config { return NewSQS() },
 		"webhook":   func() Config { return NewWebhook() },
 	}
 }

@@ -76,6 +76,9 @@ type Pipeline struct {
 	Hang func() (release func())
 	// Broken are ends that cannot work, each with the class of its errors.
 	Broken []Broken
+	// Proof is the longest time between two claims of an idle sink to be caught up, on a busy machine, for a transport
+	// whose request for a message takes a second by itself; 0 means 1.5 s.
+	Proof time.Duration
 	// Within bounds each wait for a message or for readiness; 0 means 10 s.
 	Within time.Duration
 }

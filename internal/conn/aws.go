@@ -271,16 +271,20 @@ func AWSError(err error) error {
 		return WithClass(Throttle, err)
 	}
 	switch code {
-	case "KMSThrottlingException", "ResourceInUseException":
+	case "KMSThrottlingException", "ResourceInUseException", "KMSThrottling", "KMS.ThrottlingException", "KmsThrottled", "Throttled", "OverLimit":
 		return WithClass(Throttle, err)
-	case "ResourceNotFoundException":
+	case "ResourceNotFoundException", "NotFound", "NotFoundException", "ResourceNotFound", "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue":
 		return WithClass(Missing, err)
 	case "AccessDeniedException", "AccessDenied", "UnrecognizedClientException", "InvalidSignatureException",
 		"SignatureDoesNotMatch", "ExpiredTokenException", "ExpiredToken", "InvalidClientTokenId",
 		"IncompleteSignature", "IncompleteSignatureException", "MissingAuthenticationToken",
 		"MissingAuthenticationTokenException", "NotAuthorized", "OptInRequired", "InvalidAccessKeyId",
 		"KMSAccessDeniedException", "KMSDisabledException", "KMSInvalidStateException",
-		"KMSNotFoundException", "KMSOptInRequired":
+		"KMSNotFoundException", "AuthorizationError", "InvalidSecurity":
+		return WithClass(Auth, err)
+	}
+	// The services spell the other errors of their keys in four ways; all say that the key is not to be used.
+	if len(code) >= 3 && strings.EqualFold(code[:3], "KMS") {
 		return WithClass(Auth, err)
 	}
 	return WithClass(Other, err)

@@ -242,15 +242,18 @@ func TestNoSecretAnywhere(t *testing.T) {
 	talk := startTalkative(t)
 	kafka := map[string]any{"brokers": []string{talk.tcp}, "topic": "t", "timeout": "1s"}
 	kinesis := map[string]any{"stream": "s", "region": "us-east-1", "endpoint": talk.http, "request_timeout": "2s"}
+	queue := map[string]any{"queue": "q", "region": "us-east-1", "endpoint": talk.http, "request_timeout": "2s"}
 	nats := map[string]any{"url": "nats://" + talk.nats, "subject": "s"}
 	rabbit := map[string]any{"url": "amqp://" + talk.amqp, "routing_key": "q"}
 	talker := map[string]any{"command": []string{"/bin/sh", "-c", "env; env >&2; exit 1"}} // says all that it was told
 	file := map[string]any{"path": filepath.Join(v.dir, "no folder", "file")}
 	redis := map[string]any{"addresses": []string{talk.tcp}, "stream": "k", "timeout": "1s"}
-	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit}
+	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit,
+		"sqs": queue, "sns": {"topic_arn": "arn:aws:sns:us-east-1:123456789012:t", "endpoint": talk.http, "request_timeout": "2s"}}
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
 		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis,
+		"sqs":  with(queue, "dedicated", true),
 		"amqp": {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
 	}
 

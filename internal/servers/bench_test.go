@@ -24,6 +24,7 @@ func BenchmarkStart(b *testing.B) {
 		{"kafka4", kafka(servers.Kafka4)},
 		{"rabbitmq", func(t testing.TB) *servers.Process { return servers.RabbitMQ(t, servers.RabbitMQOptions{}).Process }},
 		{"kinesis", func(t testing.TB) *servers.Process { return servers.Kinesis(t).Process }},
+		{"moto", func(t testing.TB) *servers.Process { return servers.Moto(t).Process }},
 		{"prometheus", func(t testing.TB) *servers.Process { return servers.Prometheus(t, "scrape_configs: []").Process }},
 		{"alertmanager", func(t testing.TB) *servers.Process {
 			return servers.Alertmanager(t, "route: {receiver: none}\nreceivers: [{name: none}]\n").Process

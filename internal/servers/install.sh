@@ -14,7 +14,7 @@ dir=${LAG_MONITOR_TEST_SERVERS:-$HOME/.cache/lag-monitor/servers}
 kinesis_version=0.6.2
 grafana_schema='@grafana/schema@13.2.3 ts-json-schema-generator@2.4.0 ajv@8.17.1'
 # Raise a recipe's number when its steps change, so that what an older one made is made again.
-kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1
+kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1 moto_recipe=1
 
 die() { echo "install.sh: $*" >&2; exit 1; }
 say() { echo "install.sh: $*" >&2; }
@@ -239,6 +239,32 @@ rabbitmq() {
   finish rabbitmq "$stamp"
 }
 
+# SQS and SNS in memory. The environment is only for its pip: one that is moved does not work.
+moto() {
+  local pins=$here/moto/requirements.txt stamp
+  tool python3 python3
+  stamp="moto recipe $moto_recipe $(python3 -c 'import sys; print(sys.version_info[:2])') $(cksum <"$pins")"
+  fresh moto "$stamp" && return
+  python3 -c 'import ensurepip, venv' 2>/dev/null || with_venv
+  begin moto
+  { python3 -m venv "$tmp/venv" && "$tmp/venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: --target "$tmp/lib" -r "$pins"; } >"$tmp/pip.log" 2>&1 ||
+    { tail -n 20 "$tmp/pip.log" >&2; die "pip could not get what internal/servers/moto/requirements.txt names, see above"; }
+  rm -rf "$tmp/venv"
+  PYTHONPATH=$tmp/lib python3 -c 'import moto.server, moto.sqs, moto.sns' >"$tmp/try.log" 2>&1 || { tail -n 20 "$tmp/try.log" >&2; die "moto does not run on this machine, see above"; }
+  place moto
+  finish moto "$stamp"
+}
+
+# with_venv: Debian keeps the part of Python that makes environments in a package of its own.
+with_venv() {
+  local missing="Python's venv is missing: install it (Debian: apt-get install python3-venv) and run this again"
+  command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || die "$missing"
+  say "installing python3-venv"
+  [ -n "$apt_updated" ] || { apt-get -qq update || say "apt-get update had errors, going on with the lists there are"; apt_updated=1; }
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv >"$dir/.apt.log" 2>&1 || { tail -n 20 "$dir/.apt.log" >&2; die "$missing"; }
+  python3 -c 'import ensurepip, venv' 2>/dev/null || die "$missing"
+}
+
 mkdir -p "$dir"
 # Two runs at once would remove each other's half-made directories.
 if command -v flock >/dev/null; then
@@ -261,3 +287,4 @@ prometheus
 redis
 browser
 rabbitmq
+moto
