@@ -364,16 +364,12 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 		return err
 	}
 	defer l.Close()
-	if lost := w.lost(l.Present); lost != "" {
-		w.f.Gap(lost)
-	}
-	ready := time.Now()
-	w.f.Ready()
 
 	ctx, cancel := l.With(ctx)
 	defer cancel()
 	tick := time.NewTicker(mqttProve)
 	defer tick.Stop()
+	var ready time.Time
 	var before uint64 // taken when the marker before this one was sent
 	for n := uint64(1); ; n++ {
 		asked, taken := time.Now(), w.taken.Load()
@@ -387,12 +383,21 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 		if err != nil {
 			return fmt.Errorf("topic %s: %w", w.marker, l.Err(err))
 		}
+		if ready.IsZero() {
+			// A subscription that is granted may be one that brings nothing. Now it is known to work.
+			if lost := w.lost(l.Present); lost != "" {
+				w.f.Gap(lost)
+			}
+		}
 		// Between the two markers the broker had at most what has come since the first was sent.
 		if limit := uint64(w.c.QueueLimit); limit > 0 && there-before >= limit {
 			w.f.Gap("overflow")
 		}
 		before = taken
-		if t := asked.Add(-mqttMargin); !t.Before(ready) {
+		if ready.IsZero() {
+			ready = time.Now()
+			w.f.Ready()
+		} else if t := asked.Add(-mqttMargin); !t.Before(ready) {
 			w.f.CaughtUp(t)
 		}
 		select {

@@ -24,7 +24,6 @@ func harnesses() []conform.Harness {
 		onRedis("list"),
 		onRedis("channel"),
 		onMQTT(""),
-		onMQTT("at_most_once"),
 		onMQTT("session"),
 		onMQTT("exactly_once"),
 		onMQTT("shared"),
