@@ -10,6 +10,7 @@ type Config = conn.Config[Injector]
 func kinds() conn.Kinds[Injector] {
 	return conn.Kinds[Injector]{
 		"amqp":    func() Config { return NewAMQP() },
+		"amqp1":   func() Config { return NewAMQP1() },
 		"exec":    func() Config { return NewExec() },
 		"file":    func() Config { return NewFile() },
 		"http":    func() Config { return NewHTTP() },
