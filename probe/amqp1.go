@@ -215,14 +215,12 @@ func (i *amqp1Injector) send(ctx context.Context, l *amqp1Link, msg *amqp.Messag
 	defer stop()
 	receipt, err := l.SendWithReceipt(both, msg, nil)
 	if err != nil {
-		err = l.Err(err)
-		l.Drop(err)
-		var said *amqp.Error
-		if errors.As(err, &said) {
-			// It waited for a credit of the broker's, and did not get one; or it is larger than the broker takes.
-			return Refused(err)
+		why := l.Err(err)
+		l.Drop(why)
+		if unsent(err) {
+			return Refused(why)
 		}
-		return err
+		return why
 	}
 	state, err := receipt.Wait(both)
 	if err != nil {
@@ -231,6 +229,18 @@ func (i *amqp1Injector) send(ctx context.Context, l *amqp1Link, msg *amqp.Messag
 		return err
 	}
 	return amqp1Outcome(state)
+}
+
+// unsent reports whether an error of SendWithReceipt is the client's own: the message got no credit from the broker in
+// time, or is larger than the broker takes. What the broker said may have come behind the message.
+func unsent(err error) bool {
+	var (
+		said    *amqp.Error
+		link    *amqp.LinkError
+		session *amqp.SessionError
+		lost    *amqp.ConnError
+	)
+	return errors.As(err, &said) && !errors.As(err, &link) && !errors.As(err, &session) && !errors.As(err, &lost)
 }
 
 // amqp1Outcome is what the broker's settlement of a message means. All but the first outcome leave the message with us.

@@ -74,6 +74,25 @@ func TestAMQP1Outcome(t *testing.T) {
 	}
 }
 
+// Only what the client itself says of a message that it has not sent is certain.
+func TestAMQP1Unsent(t *testing.T) {
+	own := &amqp1.Error{Condition: amqp1.ErrCondTransferLimitExceeded}
+	for _, row := range []struct {
+		err  error
+		want bool
+	}{
+		{own, true},
+		{&amqp1.LinkError{RemoteErr: own}, false},
+		{&amqp1.SessionError{RemoteErr: own}, false},
+		{&amqp1.ConnError{RemoteErr: own}, false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := unsent(row.err); got != row.want {
+			t.Errorf("%T: %t, want %t", row.err, got, row.want)
+		}
+	}
+}
+
 // TestAMQP1 shares one broker between its parts.
 func TestAMQP1(t *testing.T) {
 	servers.Need(t)
