@@ -52,8 +52,6 @@ const (
 	mqttWait = time.Minute
 	// mqttProve is how often a marker is sent when little else comes.
 	mqttProve = 400 * time.Millisecond
-	// mqttLeave is how long a connection that was given up may take to come in at the broker.
-	mqttLeave = 2 * time.Second
 	// mqttMargin is how long a message may take from one node of a cluster to another.
 	mqttMargin = 500 * time.Millisecond
 	// mqttReceive is how many messages may be under way to a sink that are not acknowledged.
@@ -121,8 +119,7 @@ func (c *MQTTConfig) Open() (Sink, error) {
 // mqttSink listens with a session that ends with the connection.
 type mqttSink struct {
 	c     *MQTTConfig
-	begun bool      // it has listened before
-	left  time.Time // when it ended the last time
+	begun bool // it has listened before
 }
 
 // Check implements Checker. It has a client id of its own, and takes nothing out of a shared subscription.
@@ -174,11 +171,10 @@ func (c *MQTTConfig) subscribe(ctx context.Context, l *conn.MQTTLink, filters ..
 
 // Run implements Sink. What is published while it is away is gone.
 func (s *mqttSink) Run(ctx context.Context, f *Feed) error {
-	w := &mqttWork{c: s.c, id: s.c.ClientID, left: s.left, f: f}
+	w := &mqttWork{c: s.c, id: s.c.ClientID, f: f}
 	if w.id == "" {
 		w.id = conn.MQTTClientID(conn.UserAgent)
 	}
-	defer func() { s.left = time.Now() }()
 	w.deliver = func(m Message, _ *paho.Publish) { f.Deliver(m) }
 	w.lost = func(bool) (lost string) {
 		if s.begun {
@@ -240,8 +236,7 @@ func (s *mqttKept) Expires() bool { return true }
 
 // Run implements Sink.
 func (s *mqttKept) Run(ctx context.Context, f *Feed) error {
-	w := &mqttWork{c: s.c, id: s.client(), left: s.left, f: f, lost: s.lost}
-	defer func() { s.left = time.Now() }()
+	w := &mqttWork{c: s.c, id: s.client(), f: f, lost: s.lost}
 	w.deliver = func(m Message, p *paho.Publish) { s.deliver(f, m, p) }
 	return w.run(ctx, conn.MQTTSession{Expiry: time.Duration(s.c.SessionExpiry), State: s.state})
 }
@@ -296,7 +291,6 @@ func (s *mqttKept) lost(present bool) (lost string) {
 type mqttWork struct {
 	c       *MQTTConfig
 	id      string
-	left    time.Time // when the Run before ended
 	f       *Feed
 	deliver func(Message, *paho.Publish) // called on one goroutine
 	lost    func(present bool) string    // what may have been missed before now
@@ -359,11 +353,15 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 	w.marker, w.nonce = w.c.MarkerTopic+"/"+w.id, conn.MQTTClientID("")+" "
 	w.busy, w.back = make(chan struct{}, 1), make(chan mqttMarker, 1)
 	session.ClientID, session.ReceiveMaximum, session.Received = w.id, mqttReceive, w.received
-	l, err := w.subscribed(ctx, session)
+	session.Again = session.Expiry > 0 || w.c.ClientID != ""
+	l, err := w.c.Broker.Connect(ctx, session)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	if err := w.c.subscribe(ctx, l, w.c.Topic, w.marker); err != nil {
+		return err
+	}
 
 	ctx, cancel := l.With(ctx)
 	defer cancel()
@@ -405,30 +403,6 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 		case <-w.busy:
 		case <-ctx.Done():
 			return l.Err(context.Cause(ctx))
-		}
-	}
-}
-
-// subscribed makes a connection that has the subscriptions. A former connection of our own, which was given up before the
-// broker had heard of it, may come in later than this one and end it.
-func (w *mqttWork) subscribed(ctx context.Context, session conn.MQTTSession) (*conn.MQTTLink, error) {
-	for {
-		l, err := w.c.Broker.Connect(ctx, session)
-		if err != nil {
-			return nil, err
-		}
-		if err = w.c.subscribe(ctx, l, w.c.Topic, w.marker); err == nil {
-			return l, nil
-		}
-		cut := l.Context.Err() != nil
-		l.Close()
-		if !cut || time.Since(w.left) > mqttLeave {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

@@ -96,11 +96,12 @@ func onMQTT(variant string) conform.Harness {
 					defer puts.Unlock()
 					mqttDirect(t, m.Addr, conn.MQTTSession{ClientID: conn.MQTTClientID("put")}, func(ctx context.Context, l *conn.MQTTLink) error {
 						for _, b := range bodies {
-							if _, err := l.Publish(ctx, &paho.Publish{Topic: "orders/other", QoS: 1, Payload: b}); err != nil {
+							m := &paho.Publish{Topic: "orders/other", QoS: 1, Payload: b}
+							if _, err := l.PublishWithOptions(ctx, m, paho.PublishOptions{Method: paho.PublishMethod_AsyncSend}); err != nil {
 								return err
 							}
 						}
-						return nil
+						return l.Ping(ctx) // answered behind all of them
 					})
 				},
 				Keeps: kept, Exclusive: shared,

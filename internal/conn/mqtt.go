@@ -100,10 +100,13 @@ const (
 	mqttHandshake = 5 * time.Second
 	// mqttWrite bounds each write. A broker that takes nothing for as long is given up.
 	mqttWrite = 5 * time.Second
+	// mqttLeave is how long Connect waits beyond its context for the answer to a login that is out already. Given up
+	// without it, the login may come in behind that of the next connection, and end it.
+	mqttLeave = time.Second
 	// mqttClose bounds the farewell.
 	mqttClose = 500 * time.Millisecond
 	// mqttPacket is how large a message the broker may send us, in bytes; it throws away a larger one.
-	mqttPacket = 64 << 20
+	mqttPacket = 16 << 20
 )
 
 // MQTTClientID returns a new client id that begins with prefix and that no other connection has. With "lag-monitor" it
@@ -119,6 +122,8 @@ func MQTTClientID(prefix string) string {
 type MQTTSession struct {
 	// ClientID is what the broker knows the session by. A second connection with the same one ends the first.
 	ClientID string
+	// Again says that other connections have the same one, before or after this.
+	Again bool
 	// Expiry is how long the broker keeps the session when the connection is gone; 0: not at all. Whole seconds.
 	Expiry time.Duration
 	// State is what this end has to know of a session that is kept, over all of its connections. nil: nothing is.
@@ -217,7 +222,7 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 	l.raw = &mqttConn{Conn: raw, r: bufio.NewReaderSize(raw, 32<<10)}
 	l.ping.conn = l.raw
 	client := paho.ClientConfig{
-		ClientID: s.ClientID, Conn: l.raw, PingHandler: &l.ping, PacketTimeout: mqttHandshake,
+		ClientID: s.ClientID, Conn: l.raw, PingHandler: &l.ping, PacketTimeout: time.Hour, // contexts say how long
 		OnClientError: func(err error) { l.lost(err) },
 		OnServerDisconnect: func(d *paho.Disconnect) {
 			said := ""
@@ -243,7 +248,14 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 		client.Session = s.State
 	}
 	l.Client = paho.NewClient(client)
-	answer, err := l.Client.Connect(ctx, packet)
+	login := ctx
+	if s.Again {
+		late, stop := context.WithCancel(context.WithoutCancel(ctx))
+		defer stop()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(mqttLeave, stop) })()
+		login = late
+	}
+	answer, err := l.Client.Connect(login, packet)
 	if answer != nil && answer.ReasonCode != packets.ConnackSuccess {
 		said := ""
 		if answer.Properties != nil {
@@ -257,6 +269,10 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 	if err != nil {
 		raw.Close()
 		return err
+	}
+	if ctx.Err() != nil {
+		l.Close()
+		return ctx.Err()
 	}
 	l.Present = answer.SessionPresent
 	return nil
