@@ -15,6 +15,7 @@ func kinds() conn.Kinds[Sink] {
 		"http_poll": func() Config { return NewHTTPPoll() },
 		"kafka":     func() Config { return NewKafka() },
 		"kinesis":   func() Config { return NewKinesis() },
+		"mqtt":      func() Config { return NewMQTT() },
 		"nats":      func() Config { return NewNATS() },
 		"redis":     func() Config { return NewRedis() },
 		"sqs":       func() Config { return NewSQS() },

@@ -26,15 +26,16 @@ var rabbitUsers = []servers.RabbitMQUser{{Name: "u", Password: "p", Configure: "
 // TestConformanceRabbitMQ runs all variants on one broker, which takes seconds to start.
 func TestConformanceRabbitMQ(t *testing.T) {
 	servers.Need(t)
-	r := servers.RabbitMQ(t, servers.RabbitMQOptions{Users: rabbitUsers})
+	r := servers.RabbitMQ(t, servers.RabbitMQOptions{Users: rabbitUsers, AMQP1: true})
 	for _, h := range onRabbitMQ(r) {
 		t.Run(h.Name(), func(t *testing.T) { conform.Run(t, h) })
 	}
 }
 
-// onRabbitMQ are a queue of the sink's own on an exchange, a quorum queue that is the sink's, and a stream.
+// onRabbitMQ are a queue of the sink's own on an exchange, a quorum queue that is the sink's, and a stream; and an
+// exchange that AMQP 1.0 sends to.
 func onRabbitMQ(r *servers.RabbitMQServer) []conform.Harness {
-	return []conform.Harness{rabbitHarness(r, ""), rabbitHarness(r, "dedicated"), rabbitHarness(r, "stream")}
+	return []conform.Harness{rabbitHarness(r, ""), rabbitHarness(r, "dedicated"), rabbitHarness(r, "stream"), amqp1Harness(r)}
 }
 
 // rabbitDirect runs f with a channel of the test's own, which confirms.

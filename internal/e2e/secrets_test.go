@@ -22,6 +22,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
 	"github.com/lag-monitor/lag-monitor/internal/servers"
@@ -159,7 +162,7 @@ func (v *vault) clean(where, text string) {
 }
 
 // talkative servers repeat everything that they are sent.
-type talkative struct{ http, tcp, nats, amqp string }
+type talkative struct{ http, tcp, nats, amqp, amqp1, mqtt string }
 
 func startTalkative(t *testing.T) talkative {
 	t.Helper()
@@ -230,6 +233,39 @@ func startTalkative(t *testing.T) talkative {
 			frame("\x00\x0a\x00\x32\x01\x93" + string(rune(len(said))) + said + "\x00\x00\x00\x00") // connection.close, 403
 			_, _ = c.Read(buf)
 		}),
+		amqp1: serve(func(c net.Conn) {
+			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			buf := make([]byte, 4096)
+			if _, err := io.ReadFull(c, buf[:8]); err != nil {
+				return
+			}
+			frame := func(body string) {
+				_, _ = io.WriteString(c, string([]byte{0, 0, 0, byte(8 + len(body)), 2, 1, 0, 0})+body)
+			}
+			_, _ = io.WriteString(c, "AMQP\x03\x01\x00\x00")
+			frame("\x00\x53\x40\xc0\x08\x01\xa3\x05PLAIN") // sasl-mechanisms
+			n, err := c.Read(buf)
+			if err != nil {
+				return
+			}
+			_, said, _ := strings.Cut(string(buf[:n]), "\x00")
+			said = said[max(0, len(said)-60):]
+			frame("\x00\x53\x44\xc0" + string(rune(len(said)+5)) + "\x02\x50\x01\xa0" + string(rune(len(said))) + said) // sasl-outcome
+			_, _ = c.Read(buf)
+		}),
+		mqtt: serve(func(c net.Conn) {
+			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			p, err := packets.ReadPacket(c)
+			if err != nil {
+				return
+			}
+			if login, ok := p.Content.(*packets.Connect); ok {
+				no := packets.NewControlPacket(packets.CONNACK)
+				no.Content = &packets.Connack{ReasonCode: packets.ConnackBadUsernameOrPassword,
+					Properties: &packets.Properties{ReasonString: fmt.Sprintf("no: %s %q", login.Password, login.Password)}}
+				_, _ = no.WriteTo(c)
+			}
+		}),
 	}
 }
 
@@ -247,12 +283,14 @@ func TestNoSecretAnywhere(t *testing.T) {
 	rabbit := map[string]any{"url": "amqp://" + talk.amqp, "routing_key": "q"}
 	talker := map[string]any{"command": []string{"/bin/sh", "-c", "env; env >&2; exit 1"}} // says all that it was told
 	file := map[string]any{"path": filepath.Join(v.dir, "no folder", "file")}
+	mqtt := map[string]any{"url": "mqtt://" + talk.mqtt, "topic": "t"}
 	redis := map[string]any{"addresses": []string{talk.tcp}, "stream": "k", "timeout": "1s"}
-	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit,
-		"sqs": queue, "sns": {"topic_arn": "arn:aws:sns:us-east-1:123456789012:t", "endpoint": talk.http, "request_timeout": "2s"}}
+	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit, "mqtt": mqtt,
+		"sqs": queue, "sns": {"topic_arn": "arn:aws:sns:us-east-1:123456789012:t", "endpoint": talk.http, "request_timeout": "2s"},
+		"amqp1": {"url": "amqp://" + talk.amqp1, "address": "q"}}
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
-		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis,
+		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "mqtt": mqtt,
 		"sqs":  with(queue, "dedicated", true),
 		"amqp": {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
 	}

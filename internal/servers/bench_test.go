@@ -23,6 +23,9 @@ func BenchmarkStart(b *testing.B) {
 		{"kafka39", kafka(servers.Kafka39)},
 		{"kafka4", kafka(servers.Kafka4)},
 		{"rabbitmq", func(t testing.TB) *servers.Process { return servers.RabbitMQ(t, servers.RabbitMQOptions{}).Process }},
+		{"mosquitto", func(t testing.TB) *servers.Process {
+			return servers.Mosquitto(t, servers.MosquittoOptions{}).Process
+		}},
 		{"kinesis", func(t testing.TB) *servers.Process { return servers.Kinesis(t).Process }},
 		{"moto", func(t testing.TB) *servers.Process { return servers.Moto(t).Process }},
 		{"prometheus", func(t testing.TB) *servers.Process { return servers.Prometheus(t, "scrape_configs: []").Process }},

@@ -14,7 +14,7 @@ dir=${LAG_MONITOR_TEST_SERVERS:-$HOME/.cache/lag-monitor/servers}
 kinesis_version=0.6.2
 grafana_schema='@grafana/schema@13.2.3 ts-json-schema-generator@2.4.0 ajv@8.17.1'
 # Raise a recipe's number when its steps change, so that what an older one made is made again.
-kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1 moto_recipe=1
+kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1 moto_recipe=1 mosquitto_recipe=1
 
 die() { echo "install.sh: $*" >&2; exit 1; }
 say() { echo "install.sh: $*" >&2; }
@@ -203,6 +203,32 @@ EOF
   finish redis "$stamp"
 }
 
+# Mosquitto, unpacked in the same way, with those of its libraries that a small Debian lacks.
+mosquitto() {
+  local stamp="mosquitto recipe $mosquitto_recipe"
+  fresh mosquitto "$stamp" && return
+  begin mosquitto
+  mkdir "$tmp/bin"
+  if unpack mosquitto libmosquitto1 libcjson1 libdlt2 libwrap0; then
+    cat >"$tmp/bin/mosquitto" <<'EOF'
+#!/usr/bin/env bash
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+libraries=$(printf '%s:' "$home"/usr/lib/*-linux-gnu* "$home"/lib/*-linux-gnu*)
+export LD_LIBRARY_PATH=${libraries%:}
+exec "$home/usr/sbin/mosquitto" "$@"
+EOF
+    chmod +x "$tmp/bin/mosquitto"
+  else
+    command -v mosquitto >/dev/null || die "'mosquitto' is not in PATH and there is no apt-get to fetch it with: install Mosquitto"
+    ln -s "$(command -v mosquitto)" "$tmp/bin/mosquitto"
+  fi
+  # It ends with an error after it has told what it is.
+  "$tmp/bin/mosquitto" -h >"$tmp/version" 2>&1 || true
+  grep -q '^mosquitto version' "$tmp/version" || { cat "$tmp/version" >&2; die "Mosquitto does not run on this machine, see above"; }
+  place mosquitto
+  finish mosquitto "$stamp"
+}
+
 # A browser's remote control and the accessibility checks, at the versions of the lock file. The browser itself is
 # Debian's, see below.
 browser() {
@@ -288,3 +314,4 @@ redis
 browser
 rabbitmq
 moto
+mosquitto

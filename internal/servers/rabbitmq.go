@@ -31,6 +31,8 @@ type RabbitMQOptions struct {
 	// TLS adds a listener with a certificate for 127.0.0.1 and localhost, made for this broker. A client certificate
 	// logs in whom it names: the one that is made is KafkaUser's.
 	TLS bool
+	// AMQP1 has the listeners speak AMQP 1.0, too. Who does not log in is guest.
+	AMQP1 bool
 	// Data is an empty directory for the broker's data; one of the test's own when it is not set.
 	Data string
 	// Config is further lines of rabbitmq.conf.
@@ -72,16 +74,19 @@ func RabbitMQ(t testing.TB, opts RabbitMQOptions) *RabbitMQServer {
 		"disk_free_limit.absolute = 1MB",
 		"log.console = true", "log.console.level = warning",
 	}
-	enabled := "[]."
+	var enabled []string
+	if opts.AMQP1 {
+		enabled = append(enabled, "rabbitmq_amqp1_0")
+	}
 	if opts.TLS {
-		enabled = "[rabbitmq_auth_mechanism_ssl]."
+		enabled = append(enabled, "rabbitmq_auth_mechanism_ssl")
 		r.TLS, r.TLSAddr = makeTLS(t, dir), FreeAddr(t)
 		config = append(config, "listeners.ssl.1 = "+r.TLSAddr, "ssl_options.cacertfile = "+r.TLS.CA,
 			"ssl_options.certfile = "+r.TLS.ServerCert, "ssl_options.keyfile = "+r.TLS.ServerKey,
 			"ssl_options.verify = verify_peer", "ssl_options.fail_if_no_peer_cert = false",
 			"auth_mechanisms.1 = PLAIN", "auth_mechanisms.2 = EXTERNAL", "ssl_cert_login_from = common_name")
 	}
-	plugins := writeFile(t, dir, "enabled_plugins", enabled)
+	plugins := writeFile(t, dir, "enabled_plugins", "["+strings.Join(enabled, ",")+"].")
 	writeFile(t, dir, "rabbitmq.conf", strings.Join(append(config, opts.Config, ""), "\n"))
 
 	secret := make([]byte, 16)

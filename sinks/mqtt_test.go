@@ -1,0 +1,469 @@
+package sinks
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/lag-monitor/lag-monitor/internal/conn"
+	"github.com/lag-monitor/lag-monitor/internal/servers"
+)
+
+// What is wrong in the settings is said of the key that is wrong.
+func TestMQTTConfig(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		change func(c *MQTTConfig)
+		want   string // "" is good
+	}{
+		{func(*MQTTConfig) {}, ""},
+		{func(c *MQTTConfig) { c.Topic = "#" }, ""},
+		{func(c *MQTTConfig) { c.Topic, c.Dedicated = "$share/g/orders/+/done", true }, ""},
+		{func(c *MQTTConfig) { c.SessionExpiry = conn.Duration(time.Hour) }, ""},
+		{func(c *MQTTConfig) { c.Broker.URL = "mqtt://a,mqtts://b:1" }, ""},
+		{func(c *MQTTConfig) { c.Topic = "" }, "topic: is required: such as orders/+/done or orders/#"},
+		{func(c *MQTTConfig) { c.Topic = "orders/#/x" }, `topic: "orders/#/x": # stands at the end only`},
+		{func(c *MQTTConfig) { c.Topic = "orders/new+" }, `topic: "orders/new+": a wildcard stands alone between slashes`},
+		{func(c *MQTTConfig) { c.Topic = "$share/g" }, `topic: "$share/g" is not a shared subscription such as $share/group/orders/#`},
+		{func(c *MQTTConfig) { c.Topic = "$share/g/orders" }, "topic: who shares a subscription takes messages from the others: leave out $share/GROUP/ for a copy of each message, or set dedicated: true if nobody else is in the group"},
+		{func(c *MQTTConfig) { c.Dedicated = true }, "dedicated: goes with a topic that begins with $share/: any other subscription takes nothing from anybody"},
+		{func(c *MQTTConfig) { c.QoS = 3 }, "qos: 3 is not 0, 1 or 2"},
+		{func(c *MQTTConfig) { c.QoS, c.SessionExpiry = 0, conn.Duration(time.Hour) }, "qos: a broker keeps no message of QoS 0 for a session: 1 or 2 with session_expiry"},
+		{func(c *MQTTConfig) { c.SessionExpiry = conn.Duration(time.Second) }, "session_expiry: 1s is not 0, and not a number of whole seconds from 10s to 7d"},
+		{func(c *MQTTConfig) { c.QueueLimit = 99 }, "queue_limit: 99 is not 0, and less than 100"},
+		{func(c *MQTTConfig) { c.MarkerTopic = "a/#" }, `marker_topic: "a/#" is not a topic such as lag-monitor`},
+		{func(c *MQTTConfig) { c.ClientID = "a/b" }, "client_id: has up to 1000 bytes, and none of / # +"},
+		{func(c *MQTTConfig) { c.Broker.URL = "amqp://h" }, `url: "amqp://h" is not an address such as mqtt://host:1883`},
+		{func(c *MQTTConfig) { c.Broker.URL = "mqtt://u:p@h" }, "url: holds a user name: use username and password, so that the password is not in the file"},
+		{func(c *MQTTConfig) { c.Broker.KeepAlive = conn.Duration(1500 * time.Millisecond) }, "keep_alive: 1.5s is not a number of whole seconds from 2s to 1h"},
+		{func(c *MQTTConfig) { c.Broker.Password = conn.Secret{Env: "P"} }, "username: password needs a username"},
+		{func(c *MQTTConfig) { c.Broker.TLS = &conn.TLS{} }, "tls: is for addresses that begin with mqtts://"},
+	} {
+		c := NewMQTT()
+		c.Broker.URL, c.Topic = "mqtt://h", "orders/+"
+		row.change(c)
+		got := ""
+		if err := c.Validate(); err != nil {
+			got = err.Error()
+		}
+		if first, _, _ := strings.Cut(got, "\n"); first != row.want {
+			t.Errorf("got  %s\nwant %s", first, row.want)
+		}
+	}
+}
+
+// mqttRig is a sink behind a proxy, and a client beside it.
+type mqttRig struct {
+	taker
+	t      *testing.T
+	m      *servers.MosquittoServer
+	proxy  *servers.FaultProxy
+	cfg    *MQTTConfig
+	sink   Sink
+	feed   *Feed
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func onMQTT(t *testing.T, opts servers.MosquittoOptions, configure func(*MQTTConfig)) *mqttRig {
+	t.Helper()
+	r := &mqttRig{t: t, m: servers.Mosquitto(t, opts), cfg: NewMQTT()}
+	r.proxy = servers.Proxy(t, r.m.Addr)
+	r.cfg.Broker.URL, r.cfg.Topic = "mqtt://"+r.proxy.Addr, "orders/#"
+	configure(r.cfg)
+	if err := r.cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	return r
+}
+
+func (r *mqttRig) open() {
+	r.t.Helper()
+	s, err := r.cfg.Open()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.sink, r.feed = s, NewFeed(r, nil)
+}
+
+func (r *mqttRig) begin() {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	r.cancel, r.done = cancel, make(chan error, 1)
+	go func() { r.done <- r.sink.Run(ctx, r.feed) }()
+}
+
+// run runs the sink until it is caught up, again and again if the broker has to come back first.
+func (r *mqttRig) run() {
+	r.t.Helper()
+	r.begin()
+	r.settle()
+}
+
+func (r *mqttRig) stop() {
+	r.t.Helper()
+	r.cancel()
+	if err := <-r.done; err != nil {
+		r.t.Errorf("Run: %v", err)
+	}
+	r.feed.notReady()
+}
+
+// ended returns the error with which Run ends by itself.
+func (r *mqttRig) ended() error {
+	r.t.Helper()
+	select {
+	case err := <-r.done:
+		r.feed.notReady()
+		return err
+	case <-time.After(time.Minute):
+		r.t.Fatal("Run had not ended after a minute")
+		return nil
+	}
+}
+
+func (r *mqttRig) eventually(what string, cond func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%s: not within a minute", what)
+		}
+	}
+}
+
+func (r *mqttRig) settle() {
+	r.t.Helper()
+	now := time.Now()
+	r.eventually("caught up", func() bool {
+		select {
+		case err := <-r.done:
+			r.t.Fatalf("Run ended: %v", err)
+		default:
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.caughtUp.After(now)
+	})
+}
+
+// direct makes a connection of the test's own.
+func (r *mqttRig) direct(s conn.MQTTSession) *conn.MQTTLink {
+	r.t.Helper()
+	broker := conn.NewMQTT()
+	broker.URL = "mqtt://" + r.m.Addr
+	if s.ClientID == "" {
+		s.ClientID = conn.MQTTClientID("test")
+	}
+	l, err := broker.Connect(r.t.Context(), s)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return l
+}
+
+// publish publishes heartbeats.
+func (r *mqttRig) publish(qos byte, retain bool, seqs ...int) {
+	r.t.Helper()
+	l := r.direct(conn.MQTTSession{})
+	defer l.Close()
+	for _, n := range seqs {
+		if _, err := l.Publish(r.t.Context(), &paho.Publish{Topic: "orders/done", QoS: qos, Retain: retain, Payload: []byte(tokenOf(uint64(n)))}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	if err := l.Ping(r.t.Context()); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *mqttRig) want(gaps []string, seqs ...uint64) {
+	r.t.Helper()
+	r.settle()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Equal(r.seqs, seqs) {
+		r.t.Errorf("heartbeats %v arrived, want %v", r.seqs, seqs)
+	}
+	if !slices.Equal(r.gaps, gaps) {
+		r.t.Errorf("gaps %q, want %q", r.gaps, gaps)
+	}
+}
+
+func keptFor(d time.Duration) func(*MQTTConfig) {
+	return func(c *MQTTConfig) { c.SessionExpiry = conn.Duration(d) }
+}
+
+// A message that was retained before the sink came is not of now; one that is retained while it listens is.
+func TestMQTTRetained(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, func(*MQTTConfig) {})
+	r.publish(1, true, 1)
+	r.run()
+	r.publish(1, true, 2)
+	r.want(nil, 2)
+	r.stop()
+}
+
+// Without a session nothing is kept, and that is said.
+func TestMQTTDisconnected(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, func(*MQTTConfig) {})
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	r.publish(1, false, 2)
+	r.run()
+	r.publish(1, false, 3)
+	r.want([]string{"disconnected"}, 1, 3)
+	r.stop()
+}
+
+// A session keeps what comes while the sink is away. Nothing is missing then, unless it came with QoS 0.
+func TestMQTTSession(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, keptFor(time.Hour))
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	r.publish(2, false, 2)
+	r.run()
+	r.want(nil, 1, 2)
+	r.publish(0, false, 3)
+	r.want(nil, 1, 2, 3)
+	r.stop()
+	r.run()
+	r.want([]string{"not_kept"}, 1, 2, 3)
+	r.stop()
+	// Nobody knows with which QoS they come now.
+	r.run()
+	r.publish(1, false, 4)
+	r.want([]string{"not_kept", "not_kept"}, 1, 2, 3, 4)
+	r.stop()
+	r.run()
+	r.want([]string{"not_kept", "not_kept"}, 1, 2, 3, 4)
+	r.stop()
+}
+
+// The next process goes on with the session, and says what it cannot know.
+func TestMQTTRestarted(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, keptFor(time.Hour))
+	r.run()
+	r.stop()
+	pos := r.sink.(Resumer).Position()
+	r.publish(1, false, 1)
+	r.open()
+	r.sink.(Resumer).Resume(pos)
+	r.run()
+	r.want([]string{"restarted"}, 1)
+	r.stop()
+	// A session of another filter would bring what nobody wants.
+	r.cfg.Topic = "orders/other"
+	r.open()
+	r.sink.(Resumer).Resume(pos)
+	if got := r.sink.(Resumer).Position(); len(got) != 0 {
+		t.Errorf("a sink on another topic goes on with the session %v", got)
+	}
+}
+
+// A broker that has forgotten the session has forgotten what was in it.
+func TestMQTTSessionLost(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, keptFor(time.Hour))
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	r.m.Kill()
+	r.m.Start()
+	r.run()
+	r.want([]string{"session_lost"}, 1)
+	r.stop()
+}
+
+// A broker throws away what a client's queue cannot hold, and tells nobody.
+func TestMQTTOverflow(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{Config: "max_queued_messages 100"}, func(c *MQTTConfig) {
+		c.SessionExpiry, c.QueueLimit = conn.Duration(time.Hour), 100
+	})
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	for n := 2; n < 150; n++ {
+		r.publish(1, false, n)
+	}
+	r.run()
+	r.settle()
+	r.stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.seqs) >= 149 {
+		t.Fatalf("%d heartbeats arrived: the broker has thrown away none", len(r.seqs))
+	}
+	if len(r.gaps) == 0 || r.gaps[0] != "overflow" {
+		t.Errorf("%d of 149 heartbeats arrived; gaps %q, want overflow", len(r.seqs), r.gaps)
+	}
+}
+
+// What was delivered and not acknowledged comes again, and is not taken for a duplicate of the pipeline's.
+func TestMQTTRedelivered(t *testing.T) {
+	t.Parallel()
+	for qos := range 2 {
+		t.Run(fmt.Sprint("QoS ", qos+1), func(t *testing.T) {
+			r := onMQTT(t, servers.MosquittoOptions{}, func(c *MQTTConfig) {
+				c.SessionExpiry, c.QoS = conn.Duration(time.Hour), qos+1
+			})
+			r.run()
+			r.publish(2, false, 1)
+			r.want(nil, 1)
+			r.proxy.Set(servers.Faults{SilentUp: true})
+			r.publish(2, false, 2)
+			r.eventually("delivered", func() bool { return slices.Contains(r.arrived(), 2) })
+			r.proxy.Cut()
+			if err := r.ended(); conn.ClassOf(err) != conn.Network {
+				t.Errorf("Run: %v; want an error of class network", err)
+			}
+			r.proxy.Set(servers.Faults{})
+			r.publish(2, false, 2) // the pipeline's own
+			r.run()
+			r.want(nil, 1, 2, 2)
+			r.stop()
+		})
+	}
+}
+
+// Two sinks with one client id end each other's connections.
+func TestMQTTTakenOver(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, func(c *MQTTConfig) { c.ClientID = "one" })
+	r.run()
+	l := r.direct(conn.MQTTSession{ClientID: "one"})
+	defer l.Close()
+	if err := r.ended(); conn.ClassOf(err) != conn.Network {
+		t.Errorf("Run: %v", err) // Mosquitto does not tell why
+	}
+	// Who listens beside it leaves it alone.
+	twin, err := Beside(r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := twin.(*MQTTConfig); c.ClientID != "" || c.SessionExpiry != 0 {
+		t.Errorf("the twin has the client id %q", c.ClientID)
+	}
+}
+
+// A marker needs its permissions, and their lack is told apart from a broker that hangs.
+func TestMQTTMarkerPermissions(t *testing.T) {
+	t.Parallel()
+	for acl, want := range map[string]struct {
+		text  string
+		class conn.Class
+	}{
+		"topic read #\n": {"the sink has to publish to it", conn.Auth},
+		"topic read orders/#\ntopic write lag-monitor/#\n": {"the sink has to be allowed to read it", conn.Network},
+	} {
+		r := onMQTT(t, servers.MosquittoOptions{ACL: acl}, func(*MQTTConfig) {})
+		r.begin()
+		err := r.ended()
+		if err == nil || !strings.Contains(err.Error(), want.text) || conn.ClassOf(err) != want.class {
+			t.Errorf("%q: Run: %v (class %s); want %q of class %s", acl, err, conn.ClassOf(err), want.text, want.class)
+		}
+		if r.ready > 0 || !r.caughtUp.IsZero() {
+			t.Errorf("%q: the sink was ready without its marker", acl)
+		}
+	}
+}
+
+// The proof of being caught up rests on this: whatever the broker has taken from anybody, with whatever QoS and on
+// whatever topic, it sends to a client before a marker that it takes later, however long the queue is.
+func TestMQTTMarkerComesLast(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{Config: "max_queued_messages 100000"}, func(*MQTTConfig) {})
+	for _, qos := range []byte{0, 1, 2} {
+		var got, first atomic.Int64
+		at := make(chan int64, 1)
+		l := r.direct(conn.MQTTSession{ReceiveMaximum: 2, Received: func(p *paho.Publish) {
+			if p.Topic == "marker" {
+				at <- got.Load()
+				return
+			}
+			if got.Add(1) == 1 {
+				first.Store(time.Now().UnixNano())
+			}
+		}})
+		if _, err := l.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "orders/#", QoS: qos}, {Topic: "marker", QoS: qos}}}); err != nil {
+			t.Fatal(err)
+		}
+		const each = 200
+		var publishers sync.WaitGroup
+		for p := range 6 {
+			publishers.Go(func() {
+				own := r.direct(conn.MQTTSession{})
+				defer own.Close()
+				for n := range each {
+					m := &paho.Publish{Topic: fmt.Sprintf("orders/%d/%d", p, n%3), QoS: byte(p % 3), Payload: make([]byte, 500)}
+					if _, err := own.Publish(t.Context(), m); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				if err := own.Ping(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		publishers.Wait()
+		if _, err := l.Publish(t.Context(), &paho.Publish{Topic: "marker", QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case n := <-at:
+			if n != 6*each {
+				t.Errorf("QoS %d: the marker came behind %d messages of %d", qos, n, 6*each)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("QoS %d: the marker did not come", qos)
+		}
+		l.Close()
+	}
+}
+
+// Both ends log in with a certificate.
+func TestMQTTCertificate(t *testing.T) {
+	t.Parallel()
+	m := servers.Mosquitto(t, servers.MosquittoOptions{TLS: true})
+	for name, row := range map[string]struct {
+		tls  conn.TLS
+		good bool
+	}{
+		"with":              {conn.TLS{CAFile: m.TLS.CA, CertFile: m.TLS.ClientCert, KeyFile: m.TLS.ClientKey}, true},
+		"without":           {conn.TLS{CAFile: m.TLS.CA}, false},
+		"unknown authority": {conn.TLS{CertFile: m.TLS.ClientCert, KeyFile: m.TLS.ClientKey}, false},
+	} {
+		c := NewMQTT()
+		c.Broker.URL, c.Broker.TLS, c.Topic = "mqtts://"+m.TLSAddr, &row.tls, "#"
+		if err := c.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		s, err := c.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := s.(Checker).Check(ctx); (err == nil) != row.good {
+			t.Errorf("%s certificate: %v", name, err)
+		}
+		cancel()
+	}
+}
