@@ -23,6 +23,7 @@ func BenchmarkStart(b *testing.B) {
 		{"kafka39", kafka(servers.Kafka39)},
 		{"kafka4", kafka(servers.Kafka4)},
 		{"rabbitmq", func(t testing.TB) *servers.Process { return servers.RabbitMQ(t, servers.RabbitMQOptions{}).Process }},
+		{"postgres", func(t testing.TB) *servers.Process { return servers.Postgres(t, servers.PostgresOptions{}).Process }},
 		{"kinesis", func(t testing.TB) *servers.Process { return servers.Kinesis(t).Process }},
 		{"prometheus", func(t testing.TB) *servers.Process { return servers.Prometheus(t, "scrape_configs: []").Process }},
 		{"alertmanager", func(t testing.TB) *servers.Process {
