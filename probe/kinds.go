@@ -9,14 +9,15 @@ type Config = conn.Config[Injector]
 // defaults.
 func kinds() conn.Kinds[Injector] {
 	return conn.Kinds[Injector]{
-		"amqp":    func() Config { return NewAMQP() },
-		"exec":    func() Config { return NewExec() },
-		"file":    func() Config { return NewFile() },
-		"http":    func() Config { return NewHTTP() },
-		"kafka":   func() Config { return NewKafka() },
-		"kinesis": func() Config { return NewKinesis() },
-		"nats":    func() Config { return NewNATS() },
-		"redis":   func() Config { return NewRedis() },
+		"amqp":     func() Config { return NewAMQP() },
+		"exec":     func() Config { return NewExec() },
+		"file":     func() Config { return NewFile() },
+		"http":     func() Config { return NewHTTP() },
+		"kafka":    func() Config { return NewKafka() },
+		"kinesis":  func() Config { return NewKinesis() },
+		"nats":     func() Config { return NewNATS() },
+		"postgres": func() Config { return NewPostgres() },
+		"redis":    func() Config { return NewRedis() },
 	}
 }
 

@@ -16,6 +16,7 @@ func kinds() conn.Kinds[Sink] {
 		"kafka":     func() Config { return NewKafka() },
 		"kinesis":   func() Config { return NewKinesis() },
 		"nats":      func() Config { return NewNATS() },
+		"postgres":  func() Config { return NewPostgres() },
 		"redis":     func() Config { return NewRedis() },
 		"webhook":   func() Config { return NewWebhook() },
 	}

@@ -3,6 +3,7 @@ package conform_test
 import (
 	"flag"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/lag-monitor/lag-monitor/internal/conform"
@@ -48,7 +49,7 @@ func TestConformance(t *testing.T) {
 // A kind of injector or sink that no harness drives fails here.
 func TestEveryKindHasAHarness(t *testing.T) {
 	injectors, listeners := make(map[string]bool), make(map[string]bool)
-	for _, h := range append(harnesses(), onRabbitMQ(nil)...) {
+	for _, h := range slices.Concat(harnesses(), onRabbitMQ(nil), onPostgres(nil)) {
 		listeners[h.Kind] = true
 		if h.InjectKind != "" {
 			injectors[h.InjectKind] = true

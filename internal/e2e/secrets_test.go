@@ -159,7 +159,7 @@ func (v *vault) clean(where, text string) {
 }
 
 // talkative servers repeat everything that they are sent.
-type talkative struct{ http, tcp, nats, amqp string }
+type talkative struct{ http, tcp, nats, amqp, postgres string }
 
 func startTalkative(t *testing.T) talkative {
 	t.Helper()
@@ -214,6 +214,19 @@ func startTalkative(t *testing.T) talkative {
 			line, _ := bufio.NewReader(c).ReadString('\n')
 			fmt.Fprintf(c, "-ERR 'Authorization Violation: %s'\r\n", strings.TrimSpace(line))
 		}),
+		postgres: serve(func(c net.Conn) {
+			buf := make([]byte, 4096)
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("R\x00\x00\x00\x08\x00\x00\x00\x03")) // the password, as it is
+			n, err := c.Read(buf)
+			if err != nil || n < 6 {
+				return
+			}
+			said := "SFATAL\x00VFATAL\x00C28P01\x00Mthe password is " + string(buf[5:n-1]) + "\x00\x00"
+			_, _ = c.Write(append([]byte{'E', 0, 0, byte((len(said) + 4) >> 8), byte(len(said) + 4)}, said...))
+		}),
 		amqp: serve(func(c net.Conn) {
 			frame := func(method string) { fmt.Fprintf(c, "\x01\x00\x00\x00\x00\x00%c%s\xce", len(method), method) }
 			buf := make([]byte, 4096)
@@ -247,10 +260,13 @@ func TestNoSecretAnywhere(t *testing.T) {
 	talker := map[string]any{"command": []string{"/bin/sh", "-c", "env; env >&2; exit 1"}} // says all that it was told
 	file := map[string]any{"path": filepath.Join(v.dir, "no folder", "file")}
 	redis := map[string]any{"addresses": []string{talk.tcp}, "stream": "k", "timeout": "1s"}
-	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit}
+	database := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "statement": "insert into t values ($1)"}
+	rows := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "query": "select id from t where x > $1",
+		"by": "transaction", "retention": "1h"}
+	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "postgres": database, "amqp": rabbit}
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
-		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis,
+		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "postgres": rows,
 		"amqp": {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
 	}
 
