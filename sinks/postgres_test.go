@@ -359,9 +359,11 @@ func TestPostgresFailover(t *testing.T) {
 	server.Standby()
 	server.Start()
 	for _, r := range rigs {
-		if err := r.sink.Run(t.Context(), r.feed); conn.ClassOf(err) != conn.Network || !strings.Contains(err.Error(), "the server is a standby") {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := r.sink.Run(ctx, r.feed); conn.ClassOf(err) != conn.Network || !strings.Contains(err.Error(), "the server is a standby") {
 			t.Errorf("Run, on a standby: %v", err)
 		}
+		cancel()
 	}
 	session := pgConnect(t, server)
 	if session.do("select pg_promote(true, 60)") != "t" {
@@ -425,6 +427,33 @@ func TestPostgresNotifications(t *testing.T) {
 	r.do("select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'lag-monitor'")
 	if err := <-r.done; conn.ClassOf(err) != conn.Network {
 		t.Errorf("Run, when its session was ended: %v", err)
+	}
+}
+
+// However far away the server is, nothing is claimed that has not come.
+func TestPostgresNotificationsFarAway(t *testing.T) {
+	server := servers.Postgres(t, servers.PostgresOptions{})
+	proxy := servers.Proxy(t, server.Addr)
+	r := onPostgres(t, server, byKey, func(c *PostgresConfig) {
+		*c = PostgresConfig{Server: c.Server, Channel: "c"}
+		c.Server.Addresses = []string{proxy.Addr}
+	})
+	r.run()
+	proxy.Set(servers.Faults{Latency: 300 * time.Millisecond})
+	var sent []time.Time
+	var want []uint64
+	for n := range 10 {
+		time.Sleep(time.Duration(n) * pgAsk / 10) // at another time between two claims
+		r.do("notify c, '" + tokenOf(uint64(n+1)) + "'")
+		sent, want = append(sent, time.Now()), append(want, uint64(n+1))
+		r.settle()
+	}
+	r.want(nil, want...)
+	r.stop()
+	for i, at := range r.proofs {
+		if at.After(sent[i]) {
+			t.Errorf("notification %d came after the claim that all had come which were sent until %s after it was", i+1, at.Sub(sent[i]))
+		}
 	}
 }
 
