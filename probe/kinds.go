@@ -9,18 +9,19 @@ type Config = conn.Config[Injector]
 // defaults.
 func kinds() conn.Kinds[Injector] {
 	return conn.Kinds[Injector]{
-		"amqp":    func() Config { return NewAMQP() },
-		"amqp1":   func() Config { return NewAMQP1() },
-		"exec":    func() Config { return NewExec() },
-		"file":    func() Config { return NewFile() },
-		"http":    func() Config { return NewHTTP() },
-		"kafka":   func() Config { return NewKafka() },
-		"kinesis": func() Config { return NewKinesis() },
-		"mqtt":    func() Config { return NewMQTT() },
-		"nats":    func() Config { return NewNATS() },
-		"redis":   func() Config { return NewRedis() },
-		"sns":     func() Config { return NewSNS() },
-		"sqs":     func() Config { return NewSQS() },
+		"amqp":     func() Config { return NewAMQP() },
+		"amqp1":    func() Config { return NewAMQP1() },
+		"exec":     func() Config { return NewExec() },
+		"file":     func() Config { return NewFile() },
+		"http":     func() Config { return NewHTTP() },
+		"kafka":    func() Config { return NewKafka() },
+		"kinesis":  func() Config { return NewKinesis() },
+		"mqtt":     func() Config { return NewMQTT() },
+		"nats":     func() Config { return NewNATS() },
+		"postgres": func() Config { return NewPostgres() },
+		"redis":    func() Config { return NewRedis() },
+		"sns":      func() Config { return NewSNS() },
+		"sqs":      func() Config { return NewSQS() },
 	}
 }
 

@@ -17,6 +17,7 @@ func kinds() conn.Kinds[Sink] {
 		"kinesis":   func() Config { return NewKinesis() },
 		"mqtt":      func() Config { return NewMQTT() },
 		"nats":      func() Config { return NewNATS() },
+		"postgres":  func() Config { return NewPostgres() },
 		"redis":     func() Config { return NewRedis() },
 		"sqs":       func() Config { return NewSQS() },
 		"webhook":   func() Config { return NewWebhook() },

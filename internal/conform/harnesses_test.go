@@ -53,7 +53,7 @@ func TestConformance(t *testing.T) {
 // A kind of injector or sink that no harness drives fails here.
 func TestEveryKindHasAHarness(t *testing.T) {
 	injectors, listeners := make(map[string]bool), make(map[string]bool)
-	for _, h := range slices.Concat(harnesses(), onRabbitMQ(nil), onMoto(nil)) {
+	for _, h := range slices.Concat(harnesses(), onRabbitMQ(nil), onMoto(nil), onPostgres(nil)) {
 		listeners[h.Kind] = true
 		if h.InjectKind != "" {
 			injectors[h.InjectKind] = true

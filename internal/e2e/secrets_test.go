@@ -162,7 +162,7 @@ func (v *vault) clean(where, text string) {
 }
 
 // talkative servers repeat everything that they are sent.
-type talkative struct{ http, tcp, nats, amqp, amqp1, mqtt string }
+type talkative struct{ http, tcp, nats, amqp, amqp1, mqtt, postgres string }
 
 func startTalkative(t *testing.T) talkative {
 	t.Helper()
@@ -216,6 +216,19 @@ func startTalkative(t *testing.T) talkative {
 			fmt.Fprintf(c, "INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"proto\":1,\"max_payload\":1048576,\"auth_required\":true}\r\n")
 			line, _ := bufio.NewReader(c).ReadString('\n')
 			fmt.Fprintf(c, "-ERR 'Authorization Violation: %s'\r\n", strings.TrimSpace(line))
+		}),
+		postgres: serve(func(c net.Conn) {
+			buf := make([]byte, 4096)
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("R\x00\x00\x00\x08\x00\x00\x00\x03")) // the password, as it is
+			n, err := c.Read(buf)
+			if err != nil || n < 6 {
+				return
+			}
+			said := "SFATAL\x00VFATAL\x00C28P01\x00Mthe password is " + string(buf[5:n-1]) + "\x00\x00"
+			_, _ = c.Write(append([]byte{'E', 0, 0, byte((len(said) + 4) >> 8), byte(len(said) + 4)}, said...))
 		}),
 		amqp: serve(func(c net.Conn) {
 			frame := func(method string) { fmt.Fprintf(c, "\x01\x00\x00\x00\x00\x00%c%s\xce", len(method), method) }
@@ -285,12 +298,15 @@ func TestNoSecretAnywhere(t *testing.T) {
 	file := map[string]any{"path": filepath.Join(v.dir, "no folder", "file")}
 	mqtt := map[string]any{"url": "mqtt://" + talk.mqtt, "topic": "t"}
 	redis := map[string]any{"addresses": []string{talk.tcp}, "stream": "k", "timeout": "1s"}
-	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "amqp": rabbit, "mqtt": mqtt,
+	database := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "statement": "insert into t values ($1)"}
+	rows := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "query": "select id from t where x > $1",
+		"by": "transaction", "retention": "1h"}
+	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "postgres": database, "amqp": rabbit, "mqtt": mqtt,
 		"sqs": queue, "sns": {"topic_arn": "arn:aws:sns:us-east-1:123456789012:t", "endpoint": talk.http, "request_timeout": "2s"},
 		"amqp1": {"url": "amqp://" + talk.amqp1, "address": "q"}}
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
-		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "mqtt": mqtt,
+		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "postgres": rows, "mqtt": mqtt,
 		"sqs":  with(queue, "dedicated", true),
 		"amqp": {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
 	}

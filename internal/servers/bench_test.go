@@ -26,6 +26,7 @@ func BenchmarkStart(b *testing.B) {
 		{"mosquitto", func(t testing.TB) *servers.Process {
 			return servers.Mosquitto(t, servers.MosquittoOptions{}).Process
 		}},
+		{"postgres", func(t testing.TB) *servers.Process { return servers.Postgres(t, servers.PostgresOptions{}).Process }},
 		{"kinesis", func(t testing.TB) *servers.Process { return servers.Kinesis(t).Process }},
 		{"moto", func(t testing.TB) *servers.Process { return servers.Moto(t).Process }},
 		{"prometheus", func(t testing.TB) *servers.Process { return servers.Prometheus(t, "scrape_configs: []").Process }},

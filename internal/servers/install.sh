@@ -14,7 +14,7 @@ dir=${LAG_MONITOR_TEST_SERVERS:-$HOME/.cache/lag-monitor/servers}
 kinesis_version=0.6.2
 grafana_schema='@grafana/schema@13.2.3 ts-json-schema-generator@2.4.0 ajv@8.17.1'
 # Raise a recipe's number when its steps change, so that what an older one made is made again.
-kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1 moto_recipe=1 mosquitto_recipe=1
+kafka_recipe=2 kinesis_recipe=1 grafana_recipe=1 prometheus_recipe=2 redis_recipe=1 browser_recipe=1 rabbitmq_recipe=1 moto_recipe=1 mosquitto_recipe=1 postgres_recipe=1
 
 die() { echo "install.sh: $*" >&2; exit 1; }
 say() { echo "install.sh: $*" >&2; }
@@ -291,6 +291,28 @@ with_venv() {
   python3 -c 'import ensurepip, venv' 2>/dev/null || die "$missing"
 }
 
+# PostgreSQL, unpacked with the libraries that not every Debian has. It finds its own files from where it lies.
+postgres() {
+  local stamp="postgres recipe $postgres_recipe" home binary libraries
+  fresh postgres "$stamp" && return
+  begin postgres
+  if unpack postgresql-15 libpq5 libicu72 libxml2 libldap-2.5-0 libsasl2-2 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libkeyutils1 libssl3; then
+    home=usr/lib/postgresql/15
+    rm -rf "$tmp/$home/lib/bitcode" "$tmp/usr/share/locale" "$tmp/usr/share/doc"
+    ln -s "$home/bin" "$tmp/bin"
+  else
+    command -v pg_config >/dev/null || die "'pg_config' is not in PATH and there is no apt-get to fetch PostgreSQL with: install it, with its server"
+    ln -s "$(pg_config --bindir)" "$tmp/bin"
+  fi
+  libraries=$(echo "$tmp"/usr/lib/*-linux-gnu*)
+  for binary in initdb postgres; do
+    LD_LIBRARY_PATH=$libraries "$tmp/bin/$binary" --version >"$tmp/version" 2>&1 ||
+      { cat "$tmp/version" >&2; die "PostgreSQL's '$binary' does not run on this machine, see above"; }
+  done
+  place postgres
+  finish postgres "$stamp"
+}
+
 mkdir -p "$dir"
 # Two runs at once would remove each other's half-made directories.
 if command -v flock >/dev/null; then
@@ -315,3 +337,4 @@ browser
 rabbitmq
 moto
 mosquitto
+postgres
