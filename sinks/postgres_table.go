@@ -214,12 +214,12 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 	pos.Timeline, pos.At = timeline, asked
 	r := pgReading{s: s, f: f, seen: make(map[uint64]struct{}, len(s.seen)), skip: !s.read && s.since.IsZero(), past: !s.read}
 	if err := r.all(ctx, l, pos.Value); err != nil {
-		maps.Copy(s.seen, r.seen) // delivered
+		s.brokenOff(&r)
 		return err
 	}
 	s.up(f)
 	if _, _, err := l.Do(ctx, "rollback"); err != nil {
-		maps.Copy(s.seen, r.seen)
+		s.brokenOff(&r)
 		return err
 	}
 	s.seen, s.read = r.seen, true
@@ -240,6 +240,23 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 func (s *pgTable) up(f *Feed) {
 	s.ready = true
 	f.Ready()
+}
+
+// brokenOff notes what a reading delivered before it was broken off: the next one begins where it began, and may be another process's.
+func (s *pgTable) brokenOff(r *pgReading) {
+	maps.Copy(s.seen, r.seen)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.set {
+		return
+	}
+	seen := slices.Clone(s.pos.Seen)
+	for _, id := range r.held {
+		if text := strconv.FormatUint(id, 16); !slices.Contains(seen, text) {
+			seen = append(seen, text)
+		}
+	}
+	s.pos.Seen = seen[max(0, len(seen)-maxPGSaved):]
 }
 
 // from returns where this reading begins.
