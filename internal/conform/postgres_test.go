@@ -115,7 +115,7 @@ func postgresHarness(server *servers.PostgresServer, variant string) conform.Har
 			}
 			here := conn.NewPostgres()
 			here.Addresses, here.Database, here.Username, here.Password = []string{proxy.Addr}, database, "u", secret("p")
-			here.Timeout = conn.Duration(2 * time.Second)
+			here.Timeout = conn.Duration(10 * time.Second)
 			nobody, wrong, elsewhere, poor := here, here, here, here
 			nobody.Addresses = []string{freeAddr(t)}
 			wrong.Password, elsewhere.Database, poor.Username = secret("wrong"), "nowhere", "w"
