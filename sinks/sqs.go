@@ -110,6 +110,7 @@ type sqsSink struct {
 	// Of Run alone.
 	begun     bool
 	redrives  bool                 // the queue gives up what is received too often
+	waits     bool                 // a request that does not say how long it waits, waits
 	retention time.Duration        // of the queue; 0: not known
 	hidden    time.Time            // until then messages may be hidden of which we do not know
 	claimed   time.Time            // the queue was empty then
@@ -164,7 +165,7 @@ func (s *sqsSink) answered(t time.Time) {
 // know asks what the queue does with messages that are old or were received often, and tells what may have become of
 // those that came while nobody read.
 func (s *sqsSink) know(ctx context.Context, f *Feed, url string) error {
-	attributes, err := s.attributes(ctx, url, types.QueueAttributeNameRedrivePolicy, types.QueueAttributeNameMessageRetentionPeriod)
+	attributes, err := s.attributes(ctx, url, types.QueueAttributeNameRedrivePolicy, types.QueueAttributeNameMessageRetentionPeriod, types.QueueAttributeNameReceiveMessageWaitTimeSeconds)
 	if err != nil {
 		return s.c.Err("look at it", err)
 	}
@@ -172,6 +173,8 @@ func (s *sqsSink) know(ctx context.Context, f *Feed, url string) error {
 	if s.c.Shared && s.redrives {
 		return conn.WithClass(conn.Other, fmt.Errorf("sqs queue %s: it has a redrive policy: it gives messages up after a number of receives, and each look at a shared queue is one", s.c.Name()))
 	}
+	n, err := strconv.Atoi(attributes[string(types.QueueAttributeNameReceiveMessageWaitTimeSeconds)])
+	s.waits = err == nil && n > 0
 	s.retention = 0
 	if n, err := strconv.Atoi(attributes[string(types.QueueAttributeNameMessageRetentionPeriod)]); err == nil && n > 0 {
 		s.retention = time.Duration(n) * time.Second
@@ -214,8 +217,13 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		s.lost(f)
 	}
 	defer s.leave(url)
-	// The first request does not wait: it shows that we may read.
-	for wait := time.Duration(0); ; wait = time.Duration(s.c.Wait) {
+	// The first request does not wait: it shows that we may read. The SDK leaves a zero out, and then the queue's own
+	// time counts, up to 20 s.
+	first, wait := true, time.Duration(0)
+	if s.waits {
+		wait = time.Second
+	}
+	for ; ; first, wait = false, time.Duration(s.c.Wait) {
 		held := len(s.unsettled) // those of a FIFO queue keep back others of their group
 		asked := time.Now()
 		got, err := s.receive(ctx, url, wait)
@@ -231,7 +239,7 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 			return nil
 		}
 		s.answered(asked)
-		if wait == 0 {
+		if first {
 			f.Ready()
 		}
 		f.Skip(0) // alive, whatever there is
@@ -243,7 +251,7 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		if err := s.delete(ctx, f, url); err != nil {
 			return s.c.Err("delete", err)
 		}
-		if len(got) > 0 || wait == 0 {
+		if len(got) > 0 || first {
 			continue
 		}
 		if took < wait-sqsEarly {

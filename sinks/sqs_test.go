@@ -103,6 +103,9 @@ func (q *fakeSQS) Do(r *http.Request) (*http.Response, error) {
 		}
 		out = map[string]any{"Attributes": got}
 	case "ReceiveMessage":
+		if in.WaitTimeSeconds == 0 { // the SDK does not send it
+			in.WaitTimeSeconds, _ = strconv.Atoi(q.attributes["ReceiveMessageWaitTimeSeconds"])
+		}
 		found, err := q.receive(r, in.WaitTimeSeconds, in.MaxNumberOfMessages, in.VisibilityTimeout)
 		if err != nil {
 			return nil, err
@@ -280,6 +283,23 @@ func TestSQSEmptyIsProof(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestSQSQueueWaits: a queue may make requests wait that do not say how long.
+func TestSQSQueueWaits(t *testing.T) {
+	inSQS(t, nil, func(t *testing.T, q *fakeSQS, s *sqsSink, r *sqsArrivals) {
+		q.attributes["ReceiveMessageWaitTimeSeconds"] = "20"
+		f, stop, done := sqsRun(t, s, r)
+		sqsPass(3 * time.Second)
+		if !f.Stats().Ready {
+			t.Error("not ready")
+		}
+		sqsPass(40 * time.Second)
+		if len(done) > 0 || r.lastCaughtUp().IsZero() {
+			t.Error("not caught up with an empty queue")
+		}
+		_ = stop()
 	})
 }
 
