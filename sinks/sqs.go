@@ -233,7 +233,7 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		}
 		took := time.Since(asked)
 		if ctx.Err() != nil {
-			if !s.putBack(context.WithoutCancel(ctx), url, got) {
+			if err := s.putBack(context.WithoutCancel(ctx), sqsPutBack, url, got); err != nil || len(got) > 0 && s.redrives {
 				s.lost(f)
 			}
 			return nil
@@ -245,7 +245,13 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		f.Skip(0) // alive, whatever there is
 		others := s.deliver(f, got)
 		if s.c.Shared && len(others) > 0 {
-			s.putBack(ctx, url, others)
+			err := s.putBack(ctx, time.Duration(s.c.RequestTimeout), url, others)
+			if err != nil && ctx.Err() != nil {
+				err = s.putBack(context.WithoutCancel(ctx), sqsPutBack, url, others)
+			}
+			if err != nil { // they stay hidden: go no further
+				return s.c.Err("put back", err)
+			}
 			pause(ctx, sqsLook)
 		}
 		if err := s.delete(ctx, f, url); err != nil {
@@ -441,19 +447,22 @@ func (s *sqsSink) delete(ctx context.Context, f *Feed, url string) error {
 	return nil
 }
 
-// putBack makes messages visible again, and reports whether all are. One that is not comes back by itself.
-func (s *sqsSink) putBack(ctx context.Context, url string, all []types.Message) bool {
+// putBack makes messages visible again, and fails when one is not: that comes back by itself.
+func (s *sqsSink) putBack(ctx context.Context, within time.Duration, url string, all []types.Message) error {
 	if len(all) == 0 {
-		return true
+		return nil
 	}
 	in := &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: aws.String(url)}
 	for i := range all {
 		in.Entries = append(in.Entries, types.ChangeMessageVisibilityBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), ReceiptHandle: all[i].ReceiptHandle, VisibilityTimeout: 0})
 	}
-	asking, cancel := context.WithTimeout(ctx, sqsPutBack)
+	asking, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	out, err := s.client.ChangeMessageVisibilityBatch(asking, in)
-	return err == nil && len(out.Failed) == 0
+	if err != nil || len(out.Failed) == 0 {
+		return err
+	}
+	return conn.WithClass(conn.Other, fmt.Errorf("%s: %s", aws.ToString(out.Failed[0].Code), aws.ToString(out.Failed[0].Message)))
 }
 
 // leave deletes what may be deleted at the end of Run, or it would come again.

@@ -591,6 +591,16 @@ func TestSQSShared(t *testing.T) {
 		_ = stop()
 	})
 	inSQS(t, func(c *SQS) { c.Dedicated, c.Shared = false, true }, func(t *testing.T, q *fakeSQS, s *sqsSink, r *sqsArrivals) {
+		q.put(&sqsHeld{body: "an order"})
+		q.fail["ChangeMessageVisibilityBatch"] = 1
+		_, stop, done := sqsRun(t, s, r)
+		sqsPass(10 * time.Second)
+		ended := len(done) > 0
+		if err := stop(); !ended || err == nil || !strings.Contains(err.Error(), "put back") {
+			t.Errorf("messages of others stay hidden, and nobody is told: %v", err)
+		}
+	})
+	inSQS(t, func(c *SQS) { c.Dedicated, c.Shared = false, true }, func(t *testing.T, q *fakeSQS, s *sqsSink, r *sqsArrivals) {
 		r.foreign = true
 		q.put(&sqsHeld{body: tokenOf(1)})
 		_, stop, _ := sqsRun(t, s, r)
