@@ -111,6 +111,7 @@ type sqsSink struct {
 	begun     bool
 	redrives  bool                 // the queue gives up what is received too often
 	waits     bool                 // a request that does not say how long it waits, waits
+	created   int64                // when the queue was, in seconds since 1970; 0: not known
 	retention time.Duration        // of the queue; 0: not known
 	hidden    time.Time            // until then messages may be hidden of which we do not know
 	claimed   time.Time            // the queue was empty then
@@ -165,7 +166,8 @@ func (s *sqsSink) answered(t time.Time) {
 // know asks what the queue does with messages that are old or were received often, and tells what may have become of
 // those that came while nobody read.
 func (s *sqsSink) know(ctx context.Context, f *Feed, url string) error {
-	attributes, err := s.attributes(ctx, url, types.QueueAttributeNameRedrivePolicy, types.QueueAttributeNameMessageRetentionPeriod, types.QueueAttributeNameReceiveMessageWaitTimeSeconds)
+	attributes, err := s.attributes(ctx, url, types.QueueAttributeNameRedrivePolicy, types.QueueAttributeNameMessageRetentionPeriod, types.QueueAttributeNameReceiveMessageWaitTimeSeconds,
+		types.QueueAttributeNameCreatedTimestamp)
 	if err != nil {
 		return s.c.Err("look at it", err)
 	}
@@ -182,6 +184,15 @@ func (s *sqsSink) know(ctx context.Context, f *Feed, url string) error {
 	s.mu.Lock()
 	read := s.read
 	s.mu.Unlock()
+	if created, err := strconv.ParseFloat(attributes[string(types.QueueAttributeNameCreatedTimestamp)], 64); err == nil && created > 0 {
+		before := s.created
+		s.created = int64(created)
+		// What the one before held went with it. read is up to a minute early, and a process before us did not say which it read.
+		if before != 0 && before != s.created || before == 0 && !read.IsZero() && time.Unix(s.created, 0).Sub(read) > 2*time.Minute {
+			f.Gap("recreated")
+			return nil
+		}
+	}
 	if !read.IsZero() && s.tooOld(time.Since(read)) {
 		f.Gap("expired")
 	}
@@ -275,7 +286,8 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 
 // lost notes that messages may have been handed out which did not come to us.
 func (s *sqsSink) lost(f *Feed) {
-	s.hidden = time.Now().Add(time.Duration(s.c.Visibility) + sqsMargin)
+	// The service may go on waiting for messages after we have hung up.
+	s.hidden = time.Now().Add(time.Duration(s.c.Wait) + time.Duration(s.c.Visibility) + sqsMargin)
 	if s.redrives && s.c.Dedicated {
 		f.Gap("dead_lettered") // it may have been the last receive that the queue allows
 	}
