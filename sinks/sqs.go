@@ -207,6 +207,7 @@ func (s *sqsSink) Run(ctx context.Context, f *Feed) error {
 	s.runs.Store(true)
 	defer s.client.CloseIdle()
 	defer s.runs.Store(false)
+	defer s.tellAge(-1) // nobody looks
 	err := s.run(ctx, f)
 	if ctx.Err() != nil {
 		return nil
@@ -477,11 +478,24 @@ func (s *sqsSink) putBack(ctx context.Context, within time.Duration, url string,
 	return conn.WithClass(conn.Other, fmt.Errorf("%s: %s", aws.ToString(out.Failed[0].Code), aws.ToString(out.Failed[0].Message)))
 }
 
-// leave deletes what may be deleted at the end of Run, or it would come again.
+// leave deletes what may be deleted at the end of Run, or it would come again. What the journal does not have yet keeps back
+// others of its group in a FIFO queue: it is to come again at once, not when its time is over.
 func (s *sqsSink) leave(url string) {
 	ctx, cancel := context.WithTimeout(context.Background(), sqsPutBack)
 	defer cancel()
 	_ = s.delete(ctx, nil, url)
+	if !s.c.FIFO() {
+		return
+	}
+	var held []types.Message
+	for _, t := range s.unsettled {
+		if t.receipt != "" {
+			held = append(held, types.Message{ReceiptHandle: aws.String(t.receipt)})
+		}
+	}
+	for part := range slices.Chunk(held, sqsBatch) {
+		_ = s.putBack(ctx, sqsPutBack, url, part)
+	}
 }
 
 func (s *sqsSink) attributes(ctx context.Context, url string, names ...types.QueueAttributeName) (map[string]string, error) {

@@ -489,6 +489,9 @@ func TestSQSFIFOHeld(t *testing.T) {
 				t.Errorf("FIFO %t: caught up while a heartbeat is held: %t", fifo, caught)
 			}
 			_ = stop()
+			if hidden := time.Now().Before(q.messages[0].visible); hidden == fifo {
+				t.Errorf("FIFO %t: at the end, what is held is hidden: %t", fifo, hidden)
+			}
 		})
 	}
 }
@@ -699,6 +702,9 @@ func TestSQSBacklog(t *testing.T) {
 			t.Errorf("backlog %v, %v of an empty queue", got, err)
 		}
 		_ = stop()
+		if got, err := s.Backlog(t.Context()); err != nil || got[0].Seconds >= 0 {
+			t.Errorf("backlog %v, %v of a queue that nobody reads", got, err)
+		}
 	})
 }
 
