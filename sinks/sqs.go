@@ -79,7 +79,7 @@ func (c *SQS) Validate() error {
 	whole("wait", c.Wait, time.Second, conn.SQSMaxWait)
 	whole("visibility", c.Visibility, 5*time.Second, time.Hour)
 	for i, q := range c.BacklogQueues {
-		if err := conn.CheckSQSQueue(q); err != nil {
+		if err := c.CheckBeside(q); err != nil {
 			errs = append(errs, conn.Prefix("backlog_queues["+strconv.Itoa(i)+"]", err))
 		}
 	}

@@ -721,6 +721,10 @@ func TestSQSConfig(t *testing.T) {
 		{func(c *SQS) { c.Visibility = conn.Duration(time.Second) }, "visibility"},
 		{func(c *SQS) { c.Queue = "a b" }, "queue"},
 		{func(c *SQS) { c.BacklogQueues = []string{"ok", "arn:aws:sqs:x"} }, "backlog_queues[1]"},
+		{func(c *SQS) { c.Queue, c.Region = "arn:aws:sqs:eu-west-1:123456789012:q", "eu-west-2" }, "region"},
+		{func(c *SQS) {
+			c.Region, c.BacklogQueues = "eu-west-2", []string{"arn:aws:sqs:eu-west-1:123456789012:q"}
+		}, "backlog_queues[0]"},
 	} {
 		s := NewSQS()
 		s.Queue, s.Dedicated = "q", true

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func parseSQSName(queue string) (n sqsName, err error) {
 	switch {
 	case strings.Contains(queue, "://"):
 		u, err := url.Parse(queue)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || !queuePath.MatchString(u.Path) {
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || !queuePath.MatchString(u.Path) {
 			return n, errors.New("it is not the URL of a queue: write https://sqs.REGION.amazonaws.com/ACCOUNT/NAME")
 		}
 		parts := strings.Split(u.Path, "/")
@@ -72,21 +73,33 @@ func parseSQSName(queue string) (n sqsName, err error) {
 	return n, nil
 }
 
-// CheckSQSQueue reports what is wrong with the name, URL or ARN of a queue.
-func CheckSQSQueue(queue string) error {
-	_, err := parseSQSName(queue)
-	return err
-}
-
 // Validate reports every mistake as a FieldError.
 func (q *SQS) Validate() error {
 	errs := []error{q.AWS.Validate()}
 	if q.Queue == "" {
 		errs = append(errs, Field("queue", "which queue? write its name, URL or ARN"))
-	} else if err := CheckSQSQueue(q.Queue); err != nil {
+	} else if n, err := parseSQSName(q.Queue); err != nil {
 		errs = append(errs, Prefix("queue", err))
+	} else if q.Region != "" && n.region != "" && n.region != q.Region {
+		errs = append(errs, Field("region", "the queue is in %s, not in %s: leave the region out", n.region, q.Region)) // one of the same name may be there
 	}
 	return errors.Join(errs...)
+}
+
+// CheckBeside reports what is wrong with another queue that is asked for by the same client, in one region.
+func (q *SQS) CheckBeside(queue string) error {
+	n, err := parseSQSName(queue)
+	if err != nil {
+		return err
+	}
+	own, err := parseSQSName(q.Queue)
+	if err != nil {
+		return nil //nolint:nilerr // Validate reports it
+	}
+	if region := cmp.Or(q.Region, own.region); region != "" && n.region != "" && n.region != region {
+		return fmt.Errorf("it is in %s, and the sink in %s", n.region, region)
+	}
+	return nil
 }
 
 // SQSQueueName returns the name of a queue that is given by its name, URL or ARN.

@@ -26,10 +26,10 @@ func TestSQSNames(t *testing.T) {
 		}
 	}
 	for _, queue := range []string{
-		"a b", "a.b", ".fifo", "ftp://host/123456789012/q", "https://host/q", "https://u:p@host/123456789012/q", "https:///123456789012/q",
+		"a b", "a.b", ".fifo", "ftp://host/123456789012/q", "https://host/q", "https://u:p@host/123456789012/q", "https:///123456789012/q", "https://host/123456789012/q.fifo?x", "https://host/123456789012/q#.fifo",
 		"arn:aws:sqs:eu-west-1:1:q", "arn:aws:sns:eu-west-1:123456789012:q", "arn:aws:sqs:eu-west-1:123456789012:a b",
 	} {
-		if err := CheckSQSQueue(queue); err == nil {
+		if _, err := parseSQSName(queue); err == nil {
 			t.Errorf("%q is taken for a queue", queue)
 		}
 	}
