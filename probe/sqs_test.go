@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
 )
@@ -22,11 +21,12 @@ type fakeAWS struct {
 	mu     sync.Mutex
 	last   string
 	answer func(w http.ResponseWriter)
+	asked  chan struct{} // gets one when a request came that is not answered
 }
 
 func newFakeAWS(t *testing.T) *fakeAWS {
 	t.Helper()
-	f := &fakeAWS{}
+	f := &fakeAWS{asked: make(chan struct{}, 1)}
 	end := make(chan struct{})
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
@@ -39,6 +39,7 @@ func newFakeAWS(t *testing.T) *fakeAWS {
 		answer := f.answer
 		f.mu.Unlock()
 		if answer == nil {
+			f.asked <- struct{}{}
 			<-end
 			return
 		}
@@ -204,13 +205,25 @@ func TestAWSOutcomes(t *testing.T) {
 			}
 		})
 	}
+	for _, c := range []Config{queue, topic} {
+		f.mu.Lock()
+		f.answer = func(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+		f.mu.Unlock()
+		if err := openAWS(t, c).Inject(t.Context(), Sample()); err == nil || IsRefused(err) || conn.ClassOf(err) != conn.Network {
+			t.Errorf("the connection is closed instead of an answer: %v", err)
+		}
+	}
 	f.mu.Lock()
 	f.answer = nil // never
 	f.mu.Unlock()
 	for _, c := range []Config{queue, topic} {
 		in := openAWS(t, c)
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		if err := in.Inject(ctx, Sample()); err == nil || IsRefused(err) || conn.ClassOf(err) != conn.Network {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { // hang up when it is there, however long that takes
+			<-f.asked
+			cancel()
+		}()
+		if err := in.Inject(ctx, Sample()); err == nil || IsRefused(err) {
 			t.Errorf("no answer: %v", err)
 		}
 		cancel()
