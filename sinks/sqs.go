@@ -236,7 +236,10 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		wait = time.Second
 	}
 	for ; ; first, wait = false, time.Duration(s.c.Wait) {
-		held := len(s.unsettled) // those of a FIFO queue keep back others of their group
+		held := s.c.FIFO() && len(s.unsettled) > 0 // and keeps back others of its group
+		if held {
+			wait = min(wait, time.Second) // it is to be deleted as soon as it may
+		}
 		asked := time.Now()
 		got, err := s.receive(ctx, url, wait)
 		if err != nil {
@@ -278,7 +281,7 @@ func (s *sqsSink) run(ctx context.Context, f *Feed) error {
 		}
 		s.tellAge(0)
 		// A long poll asks all servers, and nobody else takes anything away.
-		if s.c.Dedicated && asked.After(s.hidden) && (held == 0 || !s.c.FIFO()) {
+		if s.c.Dedicated && asked.After(s.hidden) && !held {
 			s.claimed = asked
 			f.CaughtUp(asked)
 		}

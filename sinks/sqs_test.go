@@ -496,6 +496,24 @@ func TestSQSFIFOHeld(t *testing.T) {
 	}
 }
 
+// TestSQSFIFODeletesSoon: a long wait does not keep what the journal has.
+func TestSQSFIFODeletesSoon(t *testing.T) {
+	inSQS(t, func(c *SQS) { c.Queue, c.Wait = "q.fifo", conn.Duration(20*time.Second) }, func(t *testing.T, q *fakeSQS, s *sqsSink, r *sqsArrivals) {
+		s.Position()
+		_, stop, _ := sqsRun(t, s, r)
+		sqsPass(time.Second)
+		q.put(&sqsHeld{body: tokenOf(1)})
+		sqsPass(500 * time.Millisecond)
+		s.Position()
+		s.Position()
+		sqsPass(2 * time.Second)
+		if q.left() > 0 {
+			t.Error("a heartbeat that the journal has keeps back its group")
+		}
+		_ = stop()
+	})
+}
+
 // TestSQSDeadLetter: the queue that a message was given up in, and how often it was tried.
 func TestSQSDeadLetter(t *testing.T) {
 	inSQS(t, nil, func(t *testing.T, q *fakeSQS, s *sqsSink, r *sqsArrivals) {
