@@ -32,7 +32,7 @@ type SQS struct {
 	// Visibility is how long a message that was received is hidden from others, 5s to 1h in whole seconds. When an answer
 	// is lost, what was in it comes again after this time, and drops are declared so much later.
 	Visibility conn.Duration `yaml:"visibility,omitempty"`
-	// BacklogQueues are further queues, by name, URL or ARN, whose backlog is told. Nothing is received from them.
+	// BacklogQueues are further queues of the same region, by name, URL or ARN, whose backlog is told. Nothing is received from them.
 	BacklogQueues []string `yaml:"backlog_queues,omitempty"`
 }
 
