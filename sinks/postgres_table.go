@@ -121,11 +121,7 @@ func (s *pgTable) move(to pgPosition) {
 // Run implements Sink.
 func (s *pgTable) Run(ctx context.Context, f *Feed) error {
 	for {
-		l, err := s.c.Server.Connect(ctx, nil)
-		if err == nil {
-			err = s.poll(ctx, l, f)
-			l.Close()
-		}
+		err := s.c.once(ctx, func(l *conn.PostgresLink) error { return s.poll(ctx, l, f) })
 		if ctx.Err() != nil {
 			return nil
 		}
