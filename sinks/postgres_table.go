@@ -140,9 +140,6 @@ func (s *pgTable) poll(ctx context.Context, l *conn.PostgresLink, f *Feed) error
 	if err != nil {
 		return err
 	}
-	if s.ready && !s.read {
-		f.Gap("disconnected") // in the middle of the first reading: the next one cannot tell what is new
-	}
 	tick := time.NewTicker(time.Duration(s.c.PollInterval))
 	defer tick.Stop()
 	for {
@@ -281,6 +278,10 @@ func (s *pgTable) from(ctx context.Context, l *conn.PostgresLink, f *Feed, sn pg
 		}
 		pos.Value, err = s.start(ctx, l, pos.At.Add(-behind))
 		return pos, err
+	}
+	if s.ready {
+		// In the middle of the first reading: this one takes for old whatever it sees, so the gap ends with its snapshot.
+		f.Gap("disconnected")
 	}
 	at := sn.now
 	if !s.since.IsZero() && s.since.Before(at) {

@@ -65,6 +65,15 @@ type pgRig struct {
 	feed   *Feed
 	cancel context.CancelFunc
 	done   chan error
+	onGap  func() // is called at each gap, while the sink waits; may be nil
+}
+
+// Gap implements Receiver.
+func (r *pgRig) Gap(t time.Time, reason string) {
+	r.taker.Gap(t, reason)
+	if r.onGap != nil {
+		r.onGap()
+	}
 }
 
 // onPostgres empties the table and makes a sink on it.
@@ -301,6 +310,21 @@ func TestPostgresLookBackTakesLong(t *testing.T) {
 	r.row(5)
 	r.want([]string{"disconnected"}, 1, 3, 4, 5)
 	r.stop()
+}
+
+// A first reading that was broken off when the sink was ready begins anew. What is in the table then may have come between the two and is
+// not delivered, so the gap covers it; what comes after the gap is.
+func TestPostgresFirstReadingBrokenOff(t *testing.T) {
+	server := servers.Postgres(t, servers.PostgresOptions{})
+	for _, by := range []string{byKey, byTransaction} {
+		r := onPostgres(t, server, by, nil)
+		r.sink.(*pgTable).ready = true
+		r.row(1)
+		r.onGap = func() { r.row(2) }
+		r.run()
+		r.want([]string{"disconnected"}, 2)
+		r.stop()
+	}
 }
 
 // Rows may have gone unseen when they were not looked for as long as they stay.
