@@ -60,8 +60,8 @@ type pgPosition struct {
 // pgMark is a key that was the last one.
 type pgMark struct {
 	key  string
-	at   time.Time
-	xmax uint64 // the first transaction that had not begun when LookBehind had passed; 0: it has not
+	at   time.Time // when it had been read
+	xmax uint64    // the first transaction that had not begun when LookBehind had passed; 0: it has not
 }
 
 const (
@@ -173,14 +173,17 @@ func pgTimeline(ctx context.Context, l *conn.PostgresLink) (string, error) {
 type pgSnapshot struct {
 	xmin, xmax uint64
 	now        time.Time // by the server's clock
+	asked, got time.Time // it was taken between these, by ours
 }
 
 func pgBegin(ctx context.Context, l *conn.PostgresLink) (sn pgSnapshot, err error) {
+	sn.asked = time.Now()
 	rows, _, err := l.Do(ctx, postgresReadOnly()+
 		"; select pg_snapshot_xmin(s), pg_snapshot_xmax(s), (extract(epoch from clock_timestamp()) * 1000000)::bigint from pg_current_snapshot() s")
 	if err != nil {
 		return sn, err
 	}
+	sn.got = time.Now()
 	if len(rows) != 1 || len(rows[0]) != 3 {
 		return sn, errors.New("the server shows no snapshot")
 	}
@@ -219,7 +222,7 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 	if s.c.By == byTransaction {
 		pos.Value = strconv.FormatUint(sn.xmin, 10)
 	} else {
-		pos.Value = s.mature(pos.Value, r.last, sn, asked)
+		pos.Value = s.mature(pos.Value, r.last, sn)
 	}
 	pos.Seen = pos.Seen[:0:0]
 	for _, id := range r.held[max(0, len(r.held)-maxPGSaved):] {
@@ -331,15 +334,15 @@ func (s *pgTable) start(ctx context.Context, l *conn.PostgresLink, since time.Ti
 }
 
 // mature returns the key behind which the next reading begins.
-func (s *pgTable) mature(value, last string, sn pgSnapshot, asked time.Time) string {
+func (s *pgTable) mature(value, last string, sn pgSnapshot) string {
 	if last != "" && (len(s.marks) == 0 || s.marks[len(s.marks)-1].key != last) && last != value {
 		if len(s.marks) == maxPGMarks {
 			s.marks = s.marks[:maxPGMarks-1]
 		}
-		s.marks = append(s.marks, pgMark{key: last, at: asked})
+		s.marks = append(s.marks, pgMark{key: last, at: sn.got})
 	}
 	for i := range s.marks {
-		if m := &s.marks[i]; m.xmax == 0 && asked.Sub(m.at) >= time.Duration(s.c.LookBehind) {
+		if m := &s.marks[i]; m.xmax == 0 && sn.asked.Sub(m.at) >= time.Duration(s.c.LookBehind) {
 			m.xmax = sn.xmax
 		}
 	}

@@ -258,6 +258,29 @@ func TestPostgresKeyChosenEarly(t *testing.T) {
 	r.stop()
 }
 
+// look_behind is between two snapshots of the server, however long it takes to answer.
+func TestPostgresLookBehindOfASlowServer(t *testing.T) {
+	c := NewPostgres()
+	s := newPGTable(c)
+	began, behind, slow := time.Now(), time.Duration(c.LookBehind), 4*time.Second
+	at := func(since time.Duration, xid uint64) pgSnapshot {
+		return pgSnapshot{xmin: xid, xmax: xid, asked: began.Add(since), got: began.Add(since + slow)}
+	}
+	for _, step := range []struct {
+		sn   pgSnapshot
+		want string
+	}{
+		{at(0, 10), "0"}, // the snapshot may be of as late as slow
+		{at(behind, 11), "0"},
+		{at(behind+slow-1, 12), "0"},
+		{at(behind+slow, 13), "7"},
+	} {
+		if got := s.mature("0", "7", step.sn); got != step.want {
+			t.Errorf("%s after the start: the next reading begins behind %s, want %s", step.sn.asked.Sub(began), got, step.want)
+		}
+	}
+}
+
 // The rows of a whole reading come in pages when the query has a limit.
 func TestPostgresPages(t *testing.T) {
 	server := servers.Postgres(t, servers.PostgresOptions{})
