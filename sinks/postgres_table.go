@@ -247,7 +247,7 @@ func (s *pgTable) brokenOff(r *pgReading) {
 		return
 	}
 	seen := slices.Clone(s.pos.Seen)
-	for _, id := range r.held {
+	for _, id := range r.held[max(0, len(r.held)-maxPGSaved):] {
 		if text := strconv.FormatUint(id, 16); !slices.Contains(seen, text) {
 			seen = append(seen, text)
 		}
