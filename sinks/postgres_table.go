@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -207,7 +208,7 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 	if err != nil {
 		return err
 	}
-	pos.Timeline, pos.At = timeline, asked
+	pos.Timeline, pos.At = cmp.Or(timeline, pos.Timeline), asked
 	r := pgReading{s: s, f: f, seen: make(map[uint64]struct{}, len(s.seen)), skip: !s.read && s.since.IsZero(), past: !s.read}
 	if err := r.all(ctx, l, pos.Value); err != nil {
 		s.brokenOff(&r)
@@ -264,22 +265,26 @@ func (s *pgTable) from(ctx context.Context, l *conn.PostgresLink, f *Feed, sn pg
 	if s.set && s.read {
 		now := time.Now()
 		// A machine that sleeps stops one of the two clocks.
-		if away := max(now.Sub(pos.At), now.Round(0).Sub(pos.At.Round(0))); away > time.Duration(s.c.Retention) {
+		away := max(now.Sub(pos.At), now.Round(0).Sub(pos.At.Round(0)))
+		if away > time.Duration(s.c.Retention) {
 			f.Gap("trimmed")
 		}
-		if pos.Timeline == "" || timeline == "" || pos.Timeline == timeline {
+		again := pos.Timeline != "" && timeline != "" && pos.Timeline != timeline
+		if s.c.By == byTransaction {
+			// The oldest open transaction of one server is never older than it was.
+			if old, err := strconv.ParseUint(pos.Value, 10, 64); err != nil || old > sn.xmin {
+				again, pos.Value = true, strconv.FormatUint(sn.xmin, 10)
+			}
+		}
+		if !again {
 			return pos, nil
 		}
 		// Keys and transactions of before may be given out a second time.
 		f.Gap("recreated")
 		s.marks = nil
-		if s.c.By == byTransaction {
-			if old, err := strconv.ParseUint(pos.Value, 10, 64); err != nil || old > sn.xmin {
-				pos.Value = strconv.FormatUint(sn.xmin, 10)
-			}
-			return pos, nil
+		if s.c.By == byKey {
+			pos.Value, err = s.start(ctx, l, sn.now.Add(-max(away, 0)-behind)) // the position has its time by our clock
 		}
-		pos.Value, err = s.start(ctx, l, pos.At.Add(-behind))
 		return pos, err
 	}
 	if s.ready {

@@ -427,6 +427,32 @@ func TestPostgresFailover(t *testing.T) {
 	}
 }
 
+// Numbers of transactions that the server has not come to yet are another server's, whatever it says of itself.
+func TestPostgresTransactionsBeginAnew(t *testing.T) {
+	server := servers.Postgres(t, servers.PostgresOptions{})
+	r := onPostgres(t, server, byTransaction, nil)
+	r.run()
+	r.row(1)
+	r.want(nil, 1)
+	r.stop()
+	pos := r.sink.(Resumer).Position()
+	for part, text := range pos {
+		var p pgPosition
+		if err := json.Unmarshal([]byte(text), &p); err != nil {
+			t.Fatal(err)
+		}
+		p.Value = "1000000"
+		b, _ := json.Marshal(p)
+		pos[part] = string(b)
+	}
+	r.open()
+	r.sink.(Resumer).Resume(pos)
+	r.run()
+	r.row(2)
+	r.want([]string{"recreated"}, 1, 2)
+	r.stop()
+}
+
 // What the columns hold is looked through whatever their type, or only one of them.
 func TestPostgresColumns(t *testing.T) {
 	server := servers.Postgres(t, servers.PostgresOptions{})
