@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -60,8 +61,8 @@ type pgPosition struct {
 // pgMark is a key that was the last one.
 type pgMark struct {
 	key  string
-	at   time.Time
-	xmax uint64 // the first transaction that had not begun when LookBehind had passed; 0: it has not
+	at   time.Time // when it had been read
+	xmax uint64    // the first transaction that had not begun when LookBehind had passed; 0: it has not
 }
 
 const (
@@ -121,11 +122,7 @@ func (s *pgTable) move(to pgPosition) {
 // Run implements Sink.
 func (s *pgTable) Run(ctx context.Context, f *Feed) error {
 	for {
-		l, err := s.c.Server.Connect(ctx, nil)
-		if err == nil {
-			err = s.poll(ctx, l, f)
-			l.Close()
-		}
+		err := s.c.once(ctx, func(l *conn.PostgresLink) error { return s.poll(ctx, l, f) })
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -143,9 +140,6 @@ func (s *pgTable) poll(ctx context.Context, l *conn.PostgresLink, f *Feed) error
 	timeline, err := pgTimeline(ctx, l)
 	if err != nil {
 		return err
-	}
-	if s.ready && !s.read {
-		f.Gap("disconnected") // in the middle of the first reading: the next one cannot tell what is new
 	}
 	tick := time.NewTicker(time.Duration(s.c.PollInterval))
 	defer tick.Stop()
@@ -180,14 +174,17 @@ func pgTimeline(ctx context.Context, l *conn.PostgresLink) (string, error) {
 type pgSnapshot struct {
 	xmin, xmax uint64
 	now        time.Time // by the server's clock
+	asked, got time.Time // it was taken between these, by ours
 }
 
 func pgBegin(ctx context.Context, l *conn.PostgresLink) (sn pgSnapshot, err error) {
+	sn.asked = time.Now()
 	rows, _, err := l.Do(ctx, postgresReadOnly()+
 		"; select pg_snapshot_xmin(s), pg_snapshot_xmax(s), (extract(epoch from clock_timestamp()) * 1000000)::bigint from pg_current_snapshot() s")
 	if err != nil {
 		return sn, err
 	}
+	sn.got = time.Now()
 	if len(rows) != 1 || len(rows[0]) != 3 {
 		return sn, errors.New("the server shows no snapshot")
 	}
@@ -211,7 +208,7 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 	if err != nil {
 		return err
 	}
-	pos.Timeline, pos.At = timeline, asked
+	pos.Timeline, pos.At = cmp.Or(timeline, pos.Timeline), asked
 	r := pgReading{s: s, f: f, seen: make(map[uint64]struct{}, len(s.seen)), skip: !s.read && s.since.IsZero(), past: !s.read}
 	if err := r.all(ctx, l, pos.Value); err != nil {
 		s.brokenOff(&r)
@@ -226,7 +223,7 @@ func (s *pgTable) reading(ctx context.Context, l *conn.PostgresLink, f *Feed, ti
 	if s.c.By == byTransaction {
 		pos.Value = strconv.FormatUint(sn.xmin, 10)
 	} else {
-		pos.Value = s.mature(pos.Value, r.last, sn, asked)
+		pos.Value = s.mature(pos.Value, r.last, sn)
 	}
 	pos.Seen = pos.Seen[:0:0]
 	for _, id := range r.held[max(0, len(r.held)-maxPGSaved):] {
@@ -251,7 +248,7 @@ func (s *pgTable) brokenOff(r *pgReading) {
 		return
 	}
 	seen := slices.Clone(s.pos.Seen)
-	for _, id := range r.held {
+	for _, id := range r.held[max(0, len(r.held)-maxPGSaved):] {
 		if text := strconv.FormatUint(id, 16); !slices.Contains(seen, text) {
 			seen = append(seen, text)
 		}
@@ -268,23 +265,31 @@ func (s *pgTable) from(ctx context.Context, l *conn.PostgresLink, f *Feed, sn pg
 	if s.set && s.read {
 		now := time.Now()
 		// A machine that sleeps stops one of the two clocks.
-		if away := max(now.Sub(pos.At), now.Round(0).Sub(pos.At.Round(0))); away > time.Duration(s.c.Retention) {
+		away := max(now.Sub(pos.At), now.Round(0).Sub(pos.At.Round(0)))
+		if away > time.Duration(s.c.Retention) {
 			f.Gap("trimmed")
 		}
-		if pos.Timeline == "" || timeline == "" || pos.Timeline == timeline {
+		again := pos.Timeline != "" && timeline != "" && pos.Timeline != timeline
+		if s.c.By == byTransaction {
+			// The oldest open transaction of one server is never older than it was.
+			if old, err := strconv.ParseUint(pos.Value, 10, 64); err != nil || old > sn.xmin {
+				again, pos.Value = true, strconv.FormatUint(sn.xmin, 10)
+			}
+		}
+		if !again {
 			return pos, nil
 		}
 		// Keys and transactions of before may be given out a second time.
 		f.Gap("recreated")
 		s.marks = nil
-		if s.c.By == byTransaction {
-			if old, err := strconv.ParseUint(pos.Value, 10, 64); err != nil || old > sn.xmin {
-				pos.Value = strconv.FormatUint(sn.xmin, 10)
-			}
-			return pos, nil
+		if s.c.By == byKey {
+			pos.Value, err = s.start(ctx, l, sn.now.Add(-max(away, 0)-behind)) // the position has its time by our clock
 		}
-		pos.Value, err = s.start(ctx, l, pos.At.Add(-behind))
 		return pos, err
+	}
+	if s.ready {
+		// In the middle of the first reading: this one takes for old whatever it sees, so the gap ends with its snapshot.
+		f.Gap("disconnected")
 	}
 	at := sn.now
 	if !s.since.IsZero() && s.since.Before(at) {
@@ -334,15 +339,15 @@ func (s *pgTable) start(ctx context.Context, l *conn.PostgresLink, since time.Ti
 }
 
 // mature returns the key behind which the next reading begins.
-func (s *pgTable) mature(value, last string, sn pgSnapshot, asked time.Time) string {
+func (s *pgTable) mature(value, last string, sn pgSnapshot) string {
 	if last != "" && (len(s.marks) == 0 || s.marks[len(s.marks)-1].key != last) && last != value {
 		if len(s.marks) == maxPGMarks {
 			s.marks = s.marks[:maxPGMarks-1]
 		}
-		s.marks = append(s.marks, pgMark{key: last, at: asked})
+		s.marks = append(s.marks, pgMark{key: last, at: sn.got})
 	}
 	for i := range s.marks {
-		if m := &s.marks[i]; m.xmax == 0 && asked.Sub(m.at) >= time.Duration(s.c.LookBehind) {
+		if m := &s.marks[i]; m.xmax == 0 && sn.asked.Sub(m.at) >= time.Duration(s.c.LookBehind) {
 			m.xmax = sn.xmax
 		}
 	}

@@ -65,6 +65,15 @@ type pgRig struct {
 	feed   *Feed
 	cancel context.CancelFunc
 	done   chan error
+	onGap  func() // is called at each gap, while the sink waits; may be nil
+}
+
+// Gap implements Receiver.
+func (r *pgRig) Gap(t time.Time, reason string) {
+	r.taker.Gap(t, reason)
+	if r.onGap != nil {
+		r.onGap()
+	}
 }
 
 // onPostgres empties the table and makes a sink on it.
@@ -249,6 +258,29 @@ func TestPostgresKeyChosenEarly(t *testing.T) {
 	r.stop()
 }
 
+// look_behind is between two snapshots of the server, however long it takes to answer.
+func TestPostgresLookBehindOfASlowServer(t *testing.T) {
+	c := NewPostgres()
+	s := newPGTable(c)
+	began, behind, slow := time.Now(), time.Duration(c.LookBehind), 4*time.Second
+	at := func(since time.Duration, xid uint64) pgSnapshot {
+		return pgSnapshot{xmin: xid, xmax: xid, asked: began.Add(since), got: began.Add(since + slow)}
+	}
+	for _, step := range []struct {
+		sn   pgSnapshot
+		want string
+	}{
+		{at(0, 10), "0"}, // the snapshot may be of as late as slow
+		{at(behind, 11), "0"},
+		{at(behind+slow-1, 12), "0"},
+		{at(behind+slow, 13), "7"},
+	} {
+		if got := s.mature("0", "7", step.sn); got != step.want {
+			t.Errorf("%s after the start: the next reading begins behind %s, want %s", step.sn.asked.Sub(began), got, step.want)
+		}
+	}
+}
+
 // The rows of a whole reading come in pages when the query has a limit.
 func TestPostgresPages(t *testing.T) {
 	server := servers.Postgres(t, servers.PostgresOptions{})
@@ -301,6 +333,21 @@ func TestPostgresLookBackTakesLong(t *testing.T) {
 	r.row(5)
 	r.want([]string{"disconnected"}, 1, 3, 4, 5)
 	r.stop()
+}
+
+// A first reading that was broken off when the sink was ready begins anew. What is in the table then may have come between the two and is
+// not delivered, so the gap covers it; what comes after the gap is.
+func TestPostgresFirstReadingBrokenOff(t *testing.T) {
+	server := servers.Postgres(t, servers.PostgresOptions{})
+	for _, by := range []string{byKey, byTransaction} {
+		r := onPostgres(t, server, by, nil)
+		r.sink.(*pgTable).ready = true
+		r.row(1)
+		r.onGap = func() { r.row(2) }
+		r.run()
+		r.want([]string{"disconnected"}, 2)
+		r.stop()
+	}
 }
 
 // Rows may have gone unseen when they were not looked for as long as they stay.
@@ -378,6 +425,32 @@ func TestPostgresFailover(t *testing.T) {
 		r.want([]string{"recreated"}, 1, 2, 3)
 		r.stop()
 	}
+}
+
+// Numbers of transactions that the server has not come to yet are another server's, whatever it says of itself.
+func TestPostgresTransactionsBeginAnew(t *testing.T) {
+	server := servers.Postgres(t, servers.PostgresOptions{})
+	r := onPostgres(t, server, byTransaction, nil)
+	r.run()
+	r.row(1)
+	r.want(nil, 1)
+	r.stop()
+	pos := r.sink.(Resumer).Position()
+	for part, text := range pos {
+		var p pgPosition
+		if err := json.Unmarshal([]byte(text), &p); err != nil {
+			t.Fatal(err)
+		}
+		p.Value = "1000000"
+		b, _ := json.Marshal(p)
+		pos[part] = string(b)
+	}
+	r.open()
+	r.sink.(Resumer).Resume(pos)
+	r.run()
+	r.row(2)
+	r.want([]string{"recreated"}, 1, 2)
+	r.stop()
 }
 
 // What the columns hold is looked through whatever their type, or only one of them.

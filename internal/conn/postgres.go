@@ -96,6 +96,9 @@ func (c *Postgres) Connect(ctx context.Context, notify func(payload string)) (*P
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.Timeout))
 	defer cancel()
+	// Each address has its part of the time, so that one that is silent leaves some to the next.
+	by, _ := ctx.Deadline()
+	config.ConnectTimeout = max(time.Until(by)/time.Duration(len(c.Addresses)), time.Millisecond)
 	if l.PgConn, err = pgconn.ConnectConfig(ctx, config); err != nil {
 		l.Close()
 		var lost *pgconn.ConnectError
@@ -110,7 +113,9 @@ func (c *Postgres) Connect(ctx context.Context, notify func(payload string)) (*P
 // config makes the client's configuration. What the client finds in the environment and in the home directory is not used: a monitor's
 // file says all.
 func (c *Postgres) config(notify func(string)) (*pgconn.Config, *PostgresLink, error) {
-	config, err := pgconn.ParseConfig("host=127.0.0.1 port=5432 user=u database=d sslmode=disable target_session_attrs=any passfile=/dev/null")
+	config, err := pgconn.ParseConfig("host=127.0.0.1 port=5432 user=u database=d target_session_attrs=any passfile=/dev/null connect_timeout=0 " +
+		"min_protocol_version=3.0 max_protocol_version=3.0 require_auth='' channel_binding=prefer " +
+		"sslmode=disable sslrootcert='' sslcert='' sslkey='' sslsni=1 sslnegotiation=postgres sslcertmode=allow")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -149,7 +154,6 @@ func (c *Postgres) config(notify func(string)) (*pgconn.Config, *PostgresLink, e
 		}
 	}
 	config.SSLNegotiation, config.SSLCertMode, config.RequireAuth, config.ChannelBinding = "", "", "", "prefer"
-	config.ConnectTimeout = 0 // the context's
 	config.MaxProtocolMessageBodyLen = postgresMessage
 	config.RuntimeParams = map[string]string{"application_name": c.ApplicationName, "client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC"}
 	config.ValidateConnect = func(ctx context.Context, p *pgconn.PgConn) error {
