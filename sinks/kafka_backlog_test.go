@@ -156,7 +156,7 @@ func TestKafkaGroupBacklog(t *testing.T) {
 		wantBacklog(t, s, map[string][3]float64{"t billing": {-1, -1, 0}, "t nobody": {-1, -1, 0}})
 
 		r := kafka.NewReader(kafka.ReaderConfig{Brokers: k.brokers, GroupID: "billing", Topic: "in", StartOffset: kafka.FirstOffset, MaxWait: time.Second})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		var got []kafka.Message
 		for len(got) < 8 {
