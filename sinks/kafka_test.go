@@ -528,6 +528,45 @@ func TestKafkaSilentBroker(t *testing.T) {
 	r.stop(t)
 }
 
+// A hole is a gap also when the connection is lost before anybody can be asked whether it is one: the position is behind it.
+func TestKafkaHoleWithoutAnswer(t *testing.T) {
+	for name, refused := range map[string]int16{"not asked any more": 29, "asked, and no answer": 0} {
+		t.Run(name, func(t *testing.T) {
+			f := fakeKafka(t, 1, 2)
+			f.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				asked := req.(*kmsg.FetchRequest)
+				resp := req.ResponseKind().(*kmsg.FetchResponse)
+				topic := kmsg.NewFetchResponseTopic()
+				topic.Topic, topic.TopicID = asked.Topics[0].Topic, asked.Topics[0].TopicID
+				one, other := kmsg.NewFetchResponseTopicPartition(), kmsg.NewFetchResponseTopicPartition()
+				one.HighWatermark, one.RecordBatches = 6, kafkaBatch(5, 0, "after a hole")
+				other.Partition, other.ErrorCode = 1, refused
+				topic.Partitions = append(topic.Partitions, one, other)
+				resp.Topics = append(resp.Topics, topic)
+				return resp, nil, true
+			})
+			f.ControlKey(int16(kmsg.DescribeConfigs), func(kmsg.Request) (kmsg.Response, error, bool) { return nil, errors.New("connection lost"), true })
+			s := newKafkaSink(t, f.ListenAddrs())
+			s.(Resumer).Resume(map[string]string{"0": "0", "1": "0"})
+			r := runKafka(t, s)
+			select {
+			case err := <-r.done:
+				if err == nil {
+					t.Error("no error")
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("Run goes on")
+			}
+			if pos := s.(Resumer).Position()["0"]; !strings.HasPrefix(pos, "6") {
+				t.Errorf("the position is %q, want 6", pos)
+			}
+			if gaps := r.allGaps(); !slices.Equal(gaps, []string{"compacted"}) {
+				t.Errorf("gaps are %v, want compacted", gaps)
+			}
+		})
+	}
+}
+
 func TestKafkaValidate(t *testing.T) {
 	for want, breakIt := range map[string]func(*Kafka){
 		"brokers: at least one broker is needed, as host:port":                                                       func(k *Kafka) { k.Brokers = nil },
