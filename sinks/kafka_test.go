@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
+	"github.com/lag-monitor/lag-monitor/internal/heartbeat"
 	"github.com/lag-monitor/lag-monitor/internal/servers"
 )
 
@@ -564,6 +565,24 @@ func TestKafkaHoleWithoutAnswer(t *testing.T) {
 				t.Errorf("gaps are %v, want compacted", gaps)
 			}
 		})
+	}
+}
+
+// panicking is what a library is that cannot stand what it is given.
+type panicking struct{ taker }
+
+func (*panicking) Heartbeat(*heartbeat.Heartbeat, Arrival) Kind { panic("cannot stand it") }
+
+// A panic while a broker's answer is taken apart ends the run and nothing else.
+func TestKafkaPanic(t *testing.T) {
+	f := fakeKafka(t, 1, 1)
+	put(t, producer(t, f.ListenAddrs()), 0, 1)
+	s := newKafkaSink(t, f.ListenAddrs(), func(k *Kafka) { k.Start = kafkaEarliest })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var p *conn.PanicError
+	if err := s.Run(ctx, NewFeed(new(panicking), nil)); !errors.As(err, &p) || p.Value != "cannot stand it" {
+		t.Errorf("Run ended with %v, want the panic", err)
 	}
 }
 
