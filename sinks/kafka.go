@@ -530,7 +530,8 @@ func (b *kafkaBroker) serve(ctx context.Context) {
 }
 
 // read returns nil when the broker leads nothing of ours any more.
-func (b *kafkaBroker) read(ctx context.Context) error {
+func (b *kafkaBroker) read(ctx context.Context) (err error) {
+	defer conn.Contain(&err) // of what was sent to us, and of the libraries that decompress it
 	f := &b.fetch
 	var c *conn.KafkaConn
 	release := func() bool { return true }
@@ -538,6 +539,10 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 		release()
 		if c != nil {
 			c.Close()
+		}
+		// The position is behind a hole of which nobody could be asked any more; the next run does not meet it.
+		if f.scan.hole && (b.compacted == nil || *b.compacted) {
+			b.run.feed.Gap("compacted")
 		}
 	}()
 	var throttle time.Duration
@@ -547,7 +552,6 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 				release()
 				c.Close()
 			}
-			var err error
 			if c, err = b.run.s.cluster.Connect(ctx, b.address); err != nil {
 				return err
 			}
@@ -585,26 +589,32 @@ func (b *kafkaBroker) read(ctx context.Context) error {
 				return err
 			}
 		}
-		b.run.mu.Lock()
-		if len(b.added) == 0 && len(f.list) > 0 && f.answered() {
-			b.listening = true
-			if t := f.caughtUp(asked); !t.IsZero() {
-				b.caughtUp = t
-			}
-			if f.heldUp() {
-				b.run.feed.Skip(0) // alive, though there is nothing to claim
-			}
-			b.run.progress()
-		}
-		b.run.mu.Unlock()
+		b.prove(asked)
 	}
+}
+
+// prove takes in what an answer that was asked for then says of all partitions together.
+func (b *kafkaBroker) prove(asked time.Time) {
+	f := &b.fetch
+	b.run.mu.Lock()
+	defer b.run.mu.Unlock()
+	if len(b.added) > 0 || len(f.list) == 0 || !f.answered() {
+		return
+	}
+	b.listening = true
+	if t := f.caughtUp(asked); !t.IsZero() {
+		b.caughtUp = t
+	}
+	if f.heldUp() {
+		b.run.feed.Skip(0) // alive, though there is nothing to claim
+	}
+	b.run.progress()
 }
 
 // missing finds out whether messages are missing that may have been heartbeats. Where the topic is compacted, a younger
 // message of the same key may have taken the place of one that nobody had read yet. Other topics have holes, too, with some
 // brokers: of their own bookkeeping.
 func (b *kafkaBroker) missing(c *conn.KafkaConn) error {
-	b.fetch.scan.hole = false
 	if b.compacted == nil {
 		compacted, err := c.Compacted(b.fetch.topic)
 		if conn.ClassOf(err) == conn.Network {
@@ -613,6 +623,7 @@ func (b *kafkaBroker) missing(c *conn.KafkaConn) error {
 		compacted = compacted || err != nil // who may not know has to fear it
 		b.compacted = &compacted
 	}
+	b.fetch.scan.hole = false
 	if *b.compacted {
 		b.run.feed.Gap("compacted")
 	}

@@ -86,8 +86,28 @@ type kafkaStanding struct {
 	*conn.KafkaGroup
 }
 
+// reach connects to the first of the seeds that answers. None may take all the time that there is: a host that is
+// off says nothing, and its cluster is asked just then.
+func (q *kafkaQuestion) reach() (*conn.KafkaConn, error) {
+	seeds := q.s.cluster.Seeds()
+	var errs []error
+	for i, address := range seeds {
+		ctx, cancel := q.ctx, context.CancelFunc(func() {})
+		if end, ok := ctx.Deadline(); ok {
+			ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(len(seeds)-i+1))
+		}
+		c, err := q.s.cluster.Connect(ctx, address)
+		cancel()
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
 func (q *kafkaQuestion) ask() {
-	control, err := q.s.cluster.Any(q.ctx)
+	control, err := q.reach()
 	if err != nil {
 		q.fail(err)
 		return

@@ -278,7 +278,7 @@ func (k *kinesisSink) run(ctx context.Context, f *Feed, readers *sync.WaitGroup)
 	done := make(chan ended)
 	launch := func(sh *shard, read func(context.Context, *shard) ([]types.ChildShard, error)) {
 		readers.Go(func() {
-			children, err := read(ctx, sh)
+			children, err := contained(ctx, sh, read)
 			select {
 			case done <- ended{sh, children, err}:
 			case <-ctx.Done():
@@ -340,6 +340,12 @@ func (k *kinesisSink) run(ctx context.Context, f *Feed, readers *sync.WaitGroup)
 			launch(sh, read(-1))
 		}
 	}
+}
+
+// contained is read, of which a panic is an error.
+func contained(ctx context.Context, sh *shard, read func(context.Context, *shard) ([]types.ChildShard, error)) (children []types.ChildShard, err error) {
+	defer conn.Contain(&err)
+	return read(ctx, sh)
 }
 
 // discover asks for the list of shards.

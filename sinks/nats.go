@@ -444,7 +444,8 @@ func natsID(created int64, seq uint64) uint64 {
 // prove asks for the consumer's state again and again. Every message that entered the stream before a
 // question is, in its answer, either sent or pending: when as many have been delivered, the sink is
 // caught up.
-func (s *natsStream) prove(ctx context.Context, l *conn.NATSLink, cons jetstream.Consumer, done *claims, f *Feed) error {
+func (s *natsStream) prove(ctx context.Context, l *conn.NATSLink, cons jetstream.Consumer, done *claims, f *Feed) (err error) {
+	defer conn.Contain(&err)
 	tick := time.NewTicker(natsProve)
 	defer tick.Stop()
 	var before time.Time
@@ -562,7 +563,8 @@ func (s *natsCore) run(ctx context.Context, f *Feed) error {
 
 // prove asks the server for an answer again and again. It comes on the same connection behind every
 // message that the server had accepted before: when those have been delivered, the sink is caught up.
-func (s *natsCore) prove(ctx context.Context, l *conn.NATSLink, sub *nats.Subscription, done *claims, f *Feed) error {
+func (s *natsCore) prove(ctx context.Context, l *conn.NATSLink, sub *nats.Subscription, done *claims, f *Feed) (err error) {
+	defer conn.Contain(&err)
 	tick := time.NewTicker(natsProve)
 	defer tick.Stop()
 	for {

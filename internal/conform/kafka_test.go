@@ -86,7 +86,7 @@ func nobodyListens() string {
 
 func kafkaClient(broker string) (*kafka.Client, func()) {
 	tr := &kafka.Transport{}
-	return &kafka.Client{Addr: kafka.TCP(broker), Timeout: 10 * time.Second, Transport: tr}, tr.CloseIdleConnections
+	return &kafka.Client{Addr: kafka.TCP(broker), Timeout: time.Minute, Transport: tr}, tr.CloseIdleConnections
 }
 
 // putKafka spreads messages over the partitions with another client than ours.
@@ -181,7 +181,10 @@ func TestKafkaLogin(t *testing.T) {
 		} {
 			settings := conn.NewKafka()
 			settings.Brokers, settings.TLS, settings.SASL = []string{c.address}, c.tls, c.sasl
-			settings.Timeout = conn.Duration(3 * time.Second)
+			settings.Timeout = conn.Duration(30 * time.Second)
+			if c.class == conn.Network {
+				settings.Timeout = conn.Duration(3 * time.Second) // no answer comes
+			}
 			in, out := probe.NewKafka(), sinks.NewKafka()
 			in.Kafka, in.Topic = settings, "orders"
 			out.Kafka, out.Topic = settings, "orders"
@@ -193,7 +196,7 @@ func TestKafkaLogin(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			for end, err := range map[string]error{
 				"check of the injector": injector.(probe.Checker).Check(ctx),
 				"check of the sink":     sink.(sinks.Checker).Check(ctx),

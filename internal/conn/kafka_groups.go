@@ -24,7 +24,8 @@ const (
 	kafkaDescribeGroups  = 15
 	kafkaDescribeNew     = 69
 
-	kafkaNoGroup = 69
+	kafkaNoGroup     = 69
+	kafkaUnsupported = 35
 
 	kafkaStable = "Stable"
 	kafkaEmpty  = "Empty"
@@ -230,13 +231,18 @@ func (c *KafkaConn) newGroup(group string) (*KafkaGroup, error) {
 func readNewGroup(r KafkaReader) (*KafkaGroup, error) {
 	r.Int32() // throttle
 	g := &KafkaGroup{State: kafkaDead, Assigned: make(map[string]map[int32]bool)}
+	var failed int16
 	for range r.Array() {
 		code := r.Int16()
 		r.String() // message
 		r.String() // group
 		state := string(r.String())
-		if code == 0 { // else there is no such group, or none of this kind
+		switch code {
+		case 0:
 			g.State = state
+		case kafkaNoGroup, kafkaUnsupported: // there is no such group, none of this kind, or no such kind
+		default:
+			failed = code // it may have members, of which nothing is known
 		}
 		r.Int32()  // epoch of the group
 		r.Int32()  // epoch of the assignment
@@ -272,8 +278,11 @@ func readNewGroup(r KafkaReader) (*KafkaGroup, error) {
 		r.End()
 	}
 	r.End()
-	if r.Bad() {
+	switch {
+	case r.Bad():
 		return nil, errors.New("answer is cut short")
+	case failed != 0:
+		return nil, KafkaError(failed)
 	}
 	return g, nil
 }

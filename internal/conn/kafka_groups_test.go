@@ -63,6 +63,15 @@ func TestKafkaGroupAnswers(t *testing.T) {
 	if got, err := readNewGroup(NewKafkaReader(resp.AppendTo(nil), true)); err != nil || fmt.Sprint(got) != "&{Stable 1 map[t:map[0:true 7:true]]}" {
 		t.Errorf("new group: %v, %v", got, err)
 	}
+	// No group is one without members; a coordinator that does not know is none.
+	for code, class := range map[int16]Class{69: "", 35: "", 16: Other, 30: Auth} {
+		resp.Groups[0] = kmsg.NewConsumerGroupDescribeResponseGroup()
+		resp.Groups[0].ErrorCode = code
+		got, err := readNewGroup(NewKafkaReader(resp.AppendTo(nil), true))
+		if (err == nil) != (class == "") || err == nil && (got.State != kafkaDead || got.Members != 0) || err != nil && ClassOf(err) != class {
+			t.Errorf("code %d: %v, %v of class %s", code, got, err, ClassOf(err))
+		}
+	}
 }
 
 func FuzzKafkaGroups(f *testing.F) {

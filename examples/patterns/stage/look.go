@@ -198,7 +198,7 @@ func Play(tb testing.TB, s *Stage, story Story) {
 	}
 	broken := time.Now()
 	story.Do(s)
-	seen := map[string]time.Duration{}
+	seen, held := map[string]time.Duration{}, false
 	s.await(story.Breaks, func(ctx context.Context) (string, error) {
 		alerts, err := s.Firing(ctx)
 		if err != nil {
@@ -215,27 +215,38 @@ func Play(tb testing.TB, s *Stage, story Story) {
 				tb.Logf("%s: %s after %v", s.name, alert, seen[alert].Round(time.Second))
 			}
 		}
-		missing, err := s.Missing(ctx, story)
-		if err != nil {
-			return "", err
-		}
-		if len(missing) > 0 || len(seen) < len(story.Alerts) {
-			return fmt.Sprintf("no answer to %q; alerts %q, want %q", missing, alerts, story.Alerts), nil
-		}
-		if story.Says != "" {
-			now, err := s.Alerts(ctx)
-			if text := now[story.Alerts[0]]; err != nil || !strings.Contains(text, story.Says) {
-				return fmt.Sprintf("%s says %q, not %q", story.Alerts[0], text, story.Says), err
+		if !held || !story.Passes {
+			if last, err := s.holds(ctx, story, alerts, seen); last != "" || err != nil {
+				return last, err
 			}
-		}
-		if story.Page != "" {
-			if page, err := s.page(ctx, story.Page); err != nil || !page {
-				return fmt.Sprintf("no page has %q", story.Page), err
-			}
+			held = true
 		}
 		if left := quiet - time.Since(broken); left > 0 {
 			return fmt.Sprintf("watched for %v more", left), nil
 		}
 		return "", nil
 	})
+}
+
+// holds says what of a story is missing now.
+func (s *Stage) holds(ctx context.Context, story Story, alerts []string, seen map[string]time.Duration) (string, error) {
+	missing, err := s.Missing(ctx, story)
+	if err != nil {
+		return "", err
+	}
+	if len(missing) > 0 || len(seen) < len(story.Alerts) {
+		return fmt.Sprintf("no answer to %q; alerts %q, want %q", missing, alerts, story.Alerts), nil
+	}
+	if story.Says != "" {
+		now, err := s.Alerts(ctx)
+		if text := now[story.Alerts[0]]; err != nil || !strings.Contains(text, story.Says) {
+			return fmt.Sprintf("%s says %q, not %q", story.Alerts[0], text, story.Says), err
+		}
+	}
+	if story.Page != "" {
+		if page, err := s.page(ctx, story.Page); err != nil || !page {
+			return fmt.Sprintf("no page has %q", story.Page), err
+		}
+	}
+	return "", nil
 }

@@ -47,6 +47,8 @@ type Story struct {
 	// Shows are expressions for Prometheus that all have an answer once it has broken. Each metric in them stands with braces, in
 	// which the stage adds its job.
 	Shows []string
+	// Passes says that it heals by itself after a while: it is enough that all of this has held once, at the same time.
+	Passes bool
 	// Page is a text in the JSON of a probe's page, written without white space. May be empty.
 	Page string
 }
