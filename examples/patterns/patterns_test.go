@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"strconv"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -20,8 +19,8 @@ var binary string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// Stories wait most of the time: all of them run at once, however many cores there are.
-	_ = flag.Set("test.parallel", strconv.Itoa(100))
+	// Stories wait most of the time: many run at once, however few cores there are, and not so many that they keep each other waiting.
+	_ = flag.Set("test.parallel", "12")
 	dir, err := os.MkdirTemp("", "patterns")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -54,6 +53,7 @@ func TestPatterns(t *testing.T) {
 		}
 	}
 	house := stage.Open(t, ".", binary, names...)
+	house.Start()
 	t.Run("all", func(t *testing.T) {
 		for _, p := range patterns.All() {
 			t.Run(p.Name, func(t *testing.T) {

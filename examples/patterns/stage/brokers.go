@@ -72,13 +72,39 @@ func Open(tb testing.TB, root, binary string, names ...string) *House {
 	return h
 }
 
+// Start starts every broker before any stage needs it: the seconds of work that each takes are then not those in which
+// stages are watched.
+func (h *House) Start() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.startRabbit()
+	h.startKafka()
+	h.startRedis()
+}
+
+func (h *House) startRabbit() {
+	if h.rabbit == nil {
+		h.rabbit = servers.RabbitMQ(h.tb, servers.RabbitMQOptions{})
+	}
+}
+
+func (h *House) startKafka() {
+	if h.kafka == nil {
+		h.kafka = servers.Kafka(h.tb, servers.KafkaOptions{})
+	}
+}
+
+func (h *House) startRedis() {
+	if h.redis == nil {
+		h.redis = servers.Redis(h.tb)
+	}
+}
+
 // space makes room for a stage on RabbitMQ: a virtual host.
 func (h *House) space(name string) (addr string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.rabbit == nil {
-		h.rabbit = servers.RabbitMQ(h.tb, servers.RabbitMQOptions{})
-	}
+	h.startRabbit()
 	h.rabbit.Eval(fmt.Sprintf(`rabbit_vhost:add(<<%[1]q>>, <<"patterns">>), `+
 		`rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<%[1]q>>, <<".*">>, <<".*">>, <<".*">>, <<"patterns">>)`, name))
 	return h.rabbit.Addr
@@ -88,9 +114,7 @@ func (h *House) space(name string) (addr string) {
 func (h *House) topics(name string, topics []string) (addr string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.kafka == nil {
-		h.kafka = servers.Kafka(h.tb, servers.KafkaOptions{})
-	}
+	h.startKafka()
 	for _, topic := range topics {
 		h.kafka.CreateTopic(name+"."+topic, 3)
 	}
@@ -101,9 +125,7 @@ func (h *House) topics(name string, topics []string) (addr string) {
 func (h *House) database() (addr string, db int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.redis == nil {
-		h.redis = servers.Redis(h.tb)
-	}
+	h.startRedis()
 	h.dbs++
 	return h.redis.Addr, h.dbs
 }
