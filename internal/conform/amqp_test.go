@@ -145,7 +145,7 @@ func rabbitHarness(r *servers.RabbitMQServer, variant string) conform.Harness {
 					proxy.Set(servers.Faults{Silent: true})
 					return func() { proxy.Set(servers.Faults{}) }
 				},
-				Within: 20 * time.Second,
+				Within: 40 * time.Second,
 				Broken: []conform.Broken{
 					{Name: "nobody listens", Inject: inject(nobody, exchange, key), Sink: listen(nobody, exchange, queue), Class: conn.Network},
 					{Name: "wrong password", Inject: inject(wrong, exchange, key), Sink: listen(wrong, exchange, queue), Class: conn.Auth},

@@ -222,13 +222,13 @@ func (s *suite) idle() {
 	if proof == 0 {
 		proof = 1500 * time.Millisecond
 	}
-	const slack = 500 * time.Millisecond
 	ss := s.listen(s.sink())
 	s.eventually("caught up", func() bool { return !ss.rec.lastCaughtUp().IsZero() })
 	began := time.Now()
-	time.Sleep(4 * time.Second)
+	// What a busy machine did not let this process do, it did not let the sink and the broker do either.
+	busy := 4 * sleep(4*time.Second)
 	ss.stop()
-	last := began
+	last, slack := began, 500*time.Millisecond+busy
 	for _, e := range ss.rec.log() {
 		if e.what != caughtUp {
 			continue
@@ -240,7 +240,7 @@ func (s *suite) idle() {
 			s.Errorf("the claim to be caught up was %s old when it was made", e.at.Sub(e.t))
 		}
 		if e.at.After(began) {
-			if pause := e.at.Sub(last); pause > proof {
+			if pause := e.at.Sub(last); pause > proof+busy {
 				s.Errorf("no claim to be caught up for %s", pause)
 			}
 			last = e.at
@@ -383,7 +383,7 @@ func (s *suite) trouble(in probe.Injector) (key, error) {
 	k, m := s.next(0)
 	began := time.Now()
 	err := in.Inject(ctx, m)
-	if took := time.Since(began); took > injectTimeout+time.Second {
+	if took := time.Since(began); took > injectTimeout+3*time.Second {
 		s.Errorf("inject took %s with a deadline of %s", took, injectTimeout)
 	}
 	return k, err
@@ -815,7 +815,7 @@ func (s *suite) cancelled() {
 	if err == nil {
 		s.Error("no error although the context had ended before")
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 3*time.Second {
 		s.Errorf("inject took %s although the context had ended before", took)
 	}
 	ss.expect(first, s.send(in, 0))

@@ -79,7 +79,7 @@ type Pipeline struct {
 	// Proof is the longest time between two claims of an idle sink to be caught up, on a busy machine, for a transport
 	// whose request for a message takes a second by itself; 0 means 1.5 s.
 	Proof time.Duration
-	// Within bounds each wait for a message or for readiness; 0 means 10 s.
+	// Within bounds each wait for a message or for readiness; 0 means 30 s.
 	Within time.Duration
 }
 
@@ -104,7 +104,7 @@ func Run(t *testing.T, h Harness) {
 			s := &suite{T: t, h: h, Pipeline: h.New(t), source: newSource()}
 			s.Lanes = max(s.Lanes, 1)
 			if s.Within == 0 {
-				s.Within = 10 * time.Second
+				s.Within = 30 * time.Second
 			}
 			c.run(s)
 		})

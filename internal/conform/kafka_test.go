@@ -147,7 +147,7 @@ func TestConformanceKafka(t *testing.T) {
 				k.Pause()
 				return k.Resume
 			}
-			p.Within = 20 * time.Second
+			p.Within = 40 * time.Second
 			return p
 		}
 		conform.Run(t, h)

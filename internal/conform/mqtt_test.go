@@ -110,7 +110,7 @@ func onMQTT(variant string) conform.Harness {
 					proxy.Set(servers.Faults{Silent: true})
 					return func() { proxy.Set(servers.Faults{}) }
 				},
-				Within: 20 * time.Second,
+				Within: 40 * time.Second,
 				Broken: []conform.Broken{
 					{Name: "nobody listens", Inject: inject(nobody, topic), Sink: listen(nobody, filter), Class: conn.Network},
 					{Name: "no credentials", Inject: inject(anonymous, topic), Sink: listen(anonymous, filter), Class: conn.Auth},

@@ -305,7 +305,7 @@ func (i *faultyInjector) Close() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.q.fault == "closes slowly" {
-		time.Sleep(3 * time.Second)
+		time.Sleep(6 * time.Second)
 	}
 	if i.closed && i.q.fault == "closes once" {
 		return errors.New("closed already")
@@ -460,7 +460,7 @@ func (s *faultySink) Run(ctx context.Context, f *sinks.Feed) error {
 			}
 		}
 		if fault == "ignores the context" || fault == "ignores the context while hanging" && hung {
-			time.Sleep(4 * time.Second)
+			time.Sleep(7 * time.Second)
 		}
 		select {
 		case <-ctx.Done():

@@ -213,9 +213,10 @@ func (s scrape) addsUp(t *testing.T) {
 		onTime := s.sum("heartbeats_received_total", "probe", probe, "sink", sink, "timing", "on_time")
 		dropped := s.sum("heartbeats_dropped_total", "probe", probe, "sink", sink)
 		unknown := s.sum("heartbeats_indeterminate_total", "probe", probe, "sink", sink)
-		if sent != onTime+dropped+unknown+e.value {
-			t.Fatalf("the account of %s at %s does not add up: sent %v; on time %v + dropped %v + indeterminate %v + in flight %v",
-				probe, sink, sent, onTime, dropped, unknown, e.value)
+		restored := s.sum("heartbeats_restored_total", "probe", probe, "sink", sink)
+		if sent+restored != onTime+dropped+unknown+e.value {
+			t.Fatalf("the account of %s at %s does not add up: sent %v + restored %v; on time %v + dropped %v + indeterminate %v + in flight %v",
+				probe, sink, sent, restored, onTime, dropped, unknown, e.value)
 		}
 	}
 }
