@@ -128,6 +128,9 @@ type MQTTSession struct {
 	Expiry time.Duration
 	// State is what this end has to know of a session that is kept, over all of its connections. nil: nothing is.
 	State session.SessionManager
+	// Answered is told whether the broker had the session, as soon as it has let us in: also where Connect then returns
+	// an error, after which a session that the broker has begun is there the next time. nil: nobody is told.
+	Answered func(present bool)
 	// ReceiveMaximum is how many messages may be under way to us that are not acknowledged; 0: the protocol's 65535.
 	ReceiveMaximum uint16
 	// Received takes each message, in order, on one goroutine of the client. The message is acknowledged when it
@@ -140,8 +143,6 @@ type MQTTLink struct {
 	*paho.Client
 	// Context ends when the connection is lost or closed; its cause says why.
 	Context context.Context
-	// Present says that the broker had the session.
-	Present bool
 
 	fail context.CancelCauseFunc
 	raw  *mqttConn
@@ -256,6 +257,9 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 		login = late
 	}
 	answer, err := l.Client.Connect(login, packet)
+	if answer != nil && answer.ReasonCode == packets.ConnackSuccess && s.Answered != nil {
+		s.Answered(answer.SessionPresent)
+	}
 	if answer != nil && answer.ReasonCode != packets.ConnackSuccess {
 		said := ""
 		if answer.Properties != nil {
@@ -274,7 +278,6 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 		l.Close()
 		return ctx.Err()
 	}
-	l.Present = answer.SessionPresent
 	return nil
 }
 
