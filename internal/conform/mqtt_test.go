@@ -122,7 +122,7 @@ func onMQTT(variant string) conform.Harness {
 					conform.Broken{Name: "may not publish", Inject: inject(nothing, topic), Sink: listen(nothing, filter), Class: conn.Auth, Unseen: true})
 			}
 			if level == 1 { // the client does not pass this on from the first answer of the two with QoS 2
-				p.Broken = append(p.Broken, conform.Broken{Name: "no subscription", Inject: inject(there, "elsewhere"), Class: conn.Missing, Unseen: true})
+				p.Broken = append(p.Broken, conform.Broken{Name: "no subscription", Inject: inject(there, "elsewhere"), Class: conn.Missing, Unseen: true, Unknown: true})
 			}
 			return p
 		},
