@@ -46,6 +46,7 @@ func openMQTT(t *testing.T, addr string, change func(c *MQTTConfig)) Injector {
 	t.Helper()
 	c := NewMQTT()
 	c.Broker.URL, c.Topic = "mqtt://"+addr, MustTemplate("orders/new")
+	c.Broker.KeepAlive = conn.Duration(time.Minute) // a busy machine answers a ping late
 	change(c)
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func listenMQTT(t *testing.T, addr string) <-chan *paho.Publish {
 	t.Helper()
 	got := make(chan *paho.Publish, 100)
 	broker := conn.NewMQTT()
-	broker.URL = "mqtt://" + addr
+	broker.URL, broker.KeepAlive = "mqtt://"+addr, conn.Duration(time.Minute)
 	l, err := broker.Connect(t.Context(), conn.MQTTSession{ClientID: conn.MQTTClientID("test"), Received: func(p *paho.Publish) { got <- p }})
 	if err != nil {
 		t.Fatal(err)

@@ -47,7 +47,7 @@ func NewMQTT() *MQTTConfig {
 
 const (
 	// mqttAnswer bounds each answer of the broker. It is also how long nothing may come while a marker is out.
-	mqttAnswer = 5 * time.Second
+	mqttAnswer = 10 * time.Second
 	// mqttWait bounds the wait for a marker while other messages come.
 	mqttWait = time.Minute
 	// mqttProve is how often a marker is sent when little else comes.

@@ -77,6 +77,7 @@ func onMQTT(t *testing.T, opts servers.MosquittoOptions, configure func(*MQTTCon
 	r := &mqttRig{t: t, m: servers.Mosquitto(t, opts), cfg: NewMQTT()}
 	r.proxy = servers.Proxy(t, r.m.Addr)
 	r.cfg.Broker.URL, r.cfg.Topic = "mqtt://"+r.proxy.Addr, "orders/#"
+	r.cfg.Broker.KeepAlive = conn.Duration(time.Minute) // a busy machine answers a ping late
 	configure(r.cfg)
 	if err := r.cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -157,7 +158,7 @@ func (r *mqttRig) settle() {
 func (r *mqttRig) direct(s conn.MQTTSession) *conn.MQTTLink {
 	r.t.Helper()
 	broker := conn.NewMQTT()
-	broker.URL = "mqtt://" + r.m.Addr
+	broker.URL, broker.KeepAlive = "mqtt://"+r.m.Addr, conn.Duration(time.Minute)
 	if s.ClientID == "" {
 		s.ClientID = conn.MQTTClientID("test")
 	}
