@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/Azure/go-amqp"
 
@@ -209,13 +210,31 @@ func (i *amqp1Injector) message(m *Message) (*amqp.Message, error) {
 	return msg, err
 }
 
+// amqp1Held is how long the client has to give a message back when there is no more time for it.
+const amqp1Held = 500 * time.Millisecond
+
+var errAMQP1Held = conn.WithClass(conn.Throttle, errors.New("the broker takes no more messages on the connection"))
+
 // send sends a message and waits until the broker has settled it.
 func (i *amqp1Injector) send(ctx context.Context, l *amqp1Link, msg *amqp.Message) error {
 	both, stop := l.With(ctx)
 	defer stop()
+	// The client waits for the broker's session window without regard to the context.
+	done := make(chan struct{})
+	defer close(done)
+	defer context.AfterFunc(both, func() {
+		select {
+		case <-done:
+		case <-time.After(amqp1Held):
+			l.Drop(errAMQP1Held)
+		}
+	})()
 	receipt, err := l.SendWithReceipt(both, msg, nil)
 	if err != nil {
 		why := l.Err(err)
+		if cause := context.Cause(l.Context); errors.Is(cause, errAMQP1Held) {
+			why = cause
+		}
 		l.Drop(why)
 		if unsent(err) {
 			return Refused(why)

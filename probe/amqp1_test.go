@@ -1,11 +1,17 @@
 package probe
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,6 +96,113 @@ func TestAMQP1Unsent(t *testing.T) {
 		if got := unsent(row.err); got != row.want {
 			t.Errorf("%T: %t, want %t", row.err, got, row.want)
 		}
+	}
+}
+
+// amqp1Closed is a broker that gives credit for messages and whose session takes none.
+func amqp1Closed(c net.Conn) error {
+	frame := func(kind, code byte, fields ...byte) []byte {
+		count := fields[0]
+		body := append([]byte{0x00, 0x53, code, 0xc0, byte(len(fields)), count}, fields[1:]...)
+		return append([]byte{0, 0, 0, byte(8 + len(body)), 2, kind, 0, 0}, body...)
+	}
+	text := func(kind byte, s string) []byte { return append([]byte{kind, byte(len(s))}, s...) }
+	const null, zero, yes = 0x40, 0x43, 0x41
+	read := func() ([]byte, error) {
+		for {
+			head := make([]byte, 8)
+			if _, err := io.ReadFull(c, head); err != nil || string(head[:4]) == "AMQP" {
+				return head, err
+			}
+			body := make([]byte, binary.BigEndian.Uint32(head)-8)
+			if _, err := io.ReadFull(c, body); err != nil || len(body) > 0 {
+				return body, err
+			}
+		}
+	}
+	var name []byte
+	for _, answer := range []func() []byte{
+		func() []byte {
+			return append([]byte("AMQP\x03\x01\x00\x00"), frame(1, 0x40, append([]byte{1}, text(0xa3, "ANONYMOUS")...)...)...)
+		},
+		func() []byte { return frame(1, 0x44, 1, 0x50, 0) },
+		func() []byte { return []byte("AMQP\x00\x01\x00\x00") },
+		func() []byte { return frame(0, 0x10, append([]byte{1}, text(0xa1, "broker")...)...) },
+		func() []byte { return frame(0, 0x11, 4, 0x60, 0, 0, zero, zero, 0x52, 100) }, // begin, with a window of 0
+		func() []byte {
+			target := append([]byte{0x00, 0x53, 0x29, 0xc0, 4, 1}, text(0xa1, "q")...)
+			attach := append(append([]byte{7}, name...), zero, yes, 0x50, 0, 0x50, 0, null)
+			return append(frame(0, 0x12, append(attach, target...)...),
+				frame(0, 0x13, 7, zero, zero, zero, 0x52, 100, zero, zero, 0x52, 10)...) // flow, with credit for 10
+		},
+	} {
+		got, err := read()
+		if err != nil {
+			return err
+		}
+		if at := bytes.IndexByte(got, 0xa1); at >= 0 && at+1 < len(got) && at+2+int(got[at+1]) <= len(got) {
+			name = got[at : at+2+int(got[at+1])]
+		}
+		if _, err := c.Write(answer()); err != nil {
+			return err
+		}
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	for {
+		_, _ = c.Write([]byte{0, 0, 0, 8, 2, 0, 0, 0}) // it lives
+		select {
+		case <-gone:
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// A broker that lives and takes no message does not hold up who sends one.
+func TestAMQP1Window(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var broker sync.WaitGroup
+	defer broker.Wait()
+	defer listener.Close()
+	broker.Go(func() {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if err := amqp1Closed(c); err != nil {
+			t.Error(err)
+		}
+	})
+	c := NewAMQP1()
+	c.Broker.URL, c.Address = "amqp://"+listener.Addr().String(), "q"
+	in, err := c.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, err := in.(*amqp1Injector).connected(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- in.Inject(ctx, mqttMessage(time.Minute)) }()
+	select {
+	case err := <-done:
+		if !errors.Is(err, errAMQP1Held) || IsRefused(err) {
+			t.Errorf("%v; want that the broker takes no more messages, which leaves it open", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("Inject had not returned 25 s after its time")
 	}
 }
 
@@ -221,7 +334,12 @@ func TestAMQP1(t *testing.T) {
 		in := open(t, "amqp://"+r.Addr, func(c *AMQP1Config) {
 			c.Address, c.Broker.Username, c.Broker.Password = "/amq/queue/login", servers.KafkaUser, conn.Secret{File: wrong}
 		})
-		if err := inject(t, in); !IsRefused(err) || conn.ClassOf(err) != conn.Auth {
+		// RabbitMQ thinks about it for 3 s of the 5 that there are to connect.
+		err := inject(t, in)
+		for end := time.Now().Add(time.Minute); IsRefused(err) && conn.ClassOf(err) == conn.Network && time.Now().Before(end); {
+			err = inject(t, in)
+		}
+		if !IsRefused(err) || conn.ClassOf(err) != conn.Auth {
 			t.Errorf("wrong password: %v (class %s)", err, conn.ClassOf(err))
 		}
 		in = open(t, "amqps://"+r.TLSAddr, func(c *AMQP1Config) {

@@ -26,7 +26,8 @@ type MQTTConfig struct {
 	Topic Template `yaml:"topic,omitempty"`
 	// QoS is 0 (the broker has read the message), 1 (it has taken it over) or 2 (it has taken it over once).
 	QoS int `yaml:"qos"`
-	// Mandatory refuses a message that no subscription takes, where the broker says so. false counts it as accepted.
+	// Mandatory says that a message which no subscription takes, where the broker says so, is an error that leaves open
+	// what becomes of it. false counts it as accepted.
 	Mandatory bool `yaml:"mandatory"`
 	// Properties are user properties of the message, beside lag-monitor-heartbeat and traceparent; templates.
 	Properties map[string]Template `yaml:"properties,omitempty"`
@@ -195,7 +196,8 @@ func (i *mqttInjector) message(m *Message) (*paho.Publish, error) {
 	return &paho.Publish{Topic: string(topic), QoS: byte(i.c.QoS), Payload: body, Properties: properties}, nil
 }
 
-// noSubscription is the reason code of a message that the broker has taken and that nobody gets.
+// noSubscription is the reason code of a message that the broker has taken and for which it knows no subscription. A rule
+// or a bridge of the broker may have it all the same.
 const noSubscription = 0x10
 
 // publish sends a message and waits for the broker's word.
@@ -216,7 +218,7 @@ func (i *mqttInjector) publish(ctx context.Context, l *conn.MQTTLink, p *paho.Pu
 			return nil
 		}
 		reason := l.Reason(answer.ReasonCode, said)
-		if answer.ReasonCode == packetUnknown {
+		if answer.ReasonCode == packetUnknown || answer.ReasonCode == noSubscription {
 			return reason
 		}
 		return Refused(reason)

@@ -47,7 +47,7 @@ func NewMQTT() *MQTTConfig {
 
 const (
 	// mqttAnswer bounds each answer of the broker. It is also how long nothing may come while a marker is out.
-	mqttAnswer = 5 * time.Second
+	mqttAnswer = 10 * time.Second
 	// mqttWait bounds the wait for a marker while other messages come.
 	mqttWait = time.Minute
 	// mqttProve is how often a marker is sent when little else comes.
@@ -176,7 +176,7 @@ func (s *mqttSink) Run(ctx context.Context, f *Feed) error {
 		w.id = conn.MQTTClientID(conn.UserAgent)
 	}
 	w.deliver = func(m Message, _ *paho.Publish) { f.Deliver(m) }
-	w.lost = func(bool) (lost string) {
+	w.lost = func() (lost string) {
 		if s.begun {
 			lost = "disconnected"
 		}
@@ -195,10 +195,12 @@ type mqttKept struct {
 	mu      sync.Mutex
 	id      string       // the client id; empty before the first Run where none is configured
 	resumed bool         // the session is of the process before
+	fresh   bool         // the broker has begun a session since the sink was ready
 	kept    bool         // a heartbeat came with a QoS that the broker keeps
 	loose   bool         // one came with QoS 0
 	past    [2048]uint64 // hashes of the last messages that were delivered
 	next    int          // in past
+	earlier uint64       // see mqttWork
 }
 
 // client returns the client id.
@@ -236,12 +238,22 @@ func (s *mqttKept) Expires() bool { return true }
 
 // Run implements Sink.
 func (s *mqttKept) Run(ctx context.Context, f *Feed) error {
-	w := &mqttWork{c: s.c, id: s.client(), f: f, lost: s.lost}
+	w := &mqttWork{c: s.c, id: s.client(), f: f, lost: s.lost, earlier: s.earlier}
 	w.deliver = func(m Message, p *paho.Publish) { s.deliver(f, m, p) }
-	return w.run(ctx, conn.MQTTSession{Expiry: time.Duration(s.c.SessionExpiry), State: s.state})
+	defer func() { s.earlier = w.earlier + w.taken.Load() - w.before }()
+	return w.run(ctx, conn.MQTTSession{Expiry: time.Duration(s.c.SessionExpiry), State: s.state, Answered: s.answered})
 }
 
-// deliver delivers a message, unless it was: the broker sends what it has no acknowledgement of again.
+// answered notes whether the broker had the session. One that it has begun stays in doubt until the sink is ready: the
+// connection may be lost before, and then the session is there the next time.
+func (s *mqttKept) answered(present bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fresh = s.fresh || !present
+}
+
+// deliver delivers a message, unless it was: the broker sends what it has no acknowledgement of again, with the same
+// packet identifier. Another one with the same contents is the pipeline's, also where the broker has sent it before in vain.
 func (s *mqttKept) deliver(f *Feed, m Message, p *paho.Publish) {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -249,6 +261,7 @@ func (s *mqttKept) deliver(f *Feed, m Message, p *paho.Publish) {
 		_, _ = h.Write(part)
 		_ = h.WriteByte(0)
 	}
+	_, _ = h.Write([]byte{byte(p.PacketID >> 8), byte(p.PacketID)})
 	sum := h.Sum64()
 	s.mu.Lock()
 	again := p.Duplicate() && slices.Contains(s.past[:], sum)
@@ -269,12 +282,12 @@ func (s *mqttKept) deliver(f *Feed, m Message, p *paho.Publish) {
 }
 
 // lost tells why something may have been missed since the last connection, if so.
-func (s *mqttKept) lost(present bool) (lost string) {
+func (s *mqttKept) lost() (lost string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case !s.begun && !s.resumed:
-	case !present:
+	case s.fresh:
 		lost = "session_lost"
 	case s.resumed:
 		// What was acknowledged after the journal was written for the last time does not come again.
@@ -283,7 +296,7 @@ func (s *mqttKept) lost(present bool) (lost string) {
 		lost = "not_kept"
 		s.kept = false
 	}
-	s.begun, s.resumed, s.loose = true, false, false
+	s.begun, s.resumed, s.fresh, s.loose = true, false, false, false
 	return lost
 }
 
@@ -293,14 +306,18 @@ type mqttWork struct {
 	id      string
 	f       *Feed
 	deliver func(Message, *paho.Publish) // called on one goroutine
-	lost    func(present bool) string    // what may have been missed before now
+	lost    func() string                // what may have been missed before now
 
 	marker string // topic
 	nonce  string // of this Run
 	// taken is how many messages were delivered; busy is told when it reaches alarm.
 	taken, alarm atomic.Uint64
-	busy         chan struct{}
-	back         chan mqttMarker
+	// before is what taken was when the last marker that has come back was sent; earlier is how many the Runs before this
+	// had taken since theirs was. What the broker has thrown away in the meantime no marker has told yet.
+	before, earlier uint64
+
+	busy chan struct{}
+	back chan mqttMarker
 }
 
 // mqttMarker is a marker that has come back.
@@ -312,10 +329,12 @@ func (w *mqttWork) received(p *paho.Publish) {
 		// One of another Run may have waited in the session.
 		if text, ok := strings.CutPrefix(string(p.Payload), w.nonce); ok {
 			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+				// It comes twice where the sink's filter takes it, too. The second one must not be in the way of the next.
 				select {
-				case w.back <- mqttMarker{n, w.taken.Load()}:
+				case <-w.back:
 				default:
 				}
+				w.back <- mqttMarker{n, w.taken.Load()}
 			}
 		}
 		return
@@ -368,7 +387,6 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 	tick := time.NewTicker(mqttProve)
 	defer tick.Stop()
 	var ready time.Time
-	var before uint64 // taken when the marker before this one was sent
 	for n := uint64(1); ; n++ {
 		asked, taken := time.Now(), w.taken.Load()
 		if w.c.QueueLimit > 0 {
@@ -383,15 +401,15 @@ func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
 		}
 		if ready.IsZero() {
 			// A subscription that is granted may be one that brings nothing. Now it is known to work.
-			if lost := w.lost(l.Present); lost != "" {
+			if lost := w.lost(); lost != "" {
 				w.f.Gap(lost)
 			}
 		}
 		// Between the two markers the broker had at most what has come since the first was sent.
-		if limit := uint64(w.c.QueueLimit); limit > 0 && there-before >= limit {
+		if limit := uint64(w.c.QueueLimit); limit > 0 && w.earlier+there-w.before >= limit {
 			w.f.Gap("overflow")
 		}
-		before = taken
+		w.before, w.earlier = taken, 0
 		if ready.IsZero() {
 			ready = time.Now()
 			w.f.Ready()

@@ -77,6 +77,7 @@ func onMQTT(t *testing.T, opts servers.MosquittoOptions, configure func(*MQTTCon
 	r := &mqttRig{t: t, m: servers.Mosquitto(t, opts), cfg: NewMQTT()}
 	r.proxy = servers.Proxy(t, r.m.Addr)
 	r.cfg.Broker.URL, r.cfg.Topic = "mqtt://"+r.proxy.Addr, "orders/#"
+	r.cfg.Broker.KeepAlive = conn.Duration(time.Minute) // a busy machine answers a ping late
 	configure(r.cfg)
 	if err := r.cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -157,7 +158,7 @@ func (r *mqttRig) settle() {
 func (r *mqttRig) direct(s conn.MQTTSession) *conn.MQTTLink {
 	r.t.Helper()
 	broker := conn.NewMQTT()
-	broker.URL = "mqtt://" + r.m.Addr
+	broker.URL, broker.KeepAlive = "mqtt://"+r.m.Addr, conn.Duration(time.Minute)
 	if s.ClientID == "" {
 		s.ClientID = conn.MQTTClientID("test")
 	}
@@ -288,6 +289,78 @@ func TestMQTTSessionLost(t *testing.T) {
 	r.run()
 	r.want([]string{"session_lost"}, 1)
 	r.stop()
+}
+
+// A session that the broker has begun is there at the next connection, though the sink was not ready on the first.
+func TestMQTTSessionLostBefore(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, keptFor(time.Hour))
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	r.m.Kill()
+	r.m.Start()
+	good := r.cfg.Topic
+	r.cfg.Topic = "#/not/valid" // ends the connection behind the login
+	r.begin()
+	if err := r.ended(); err == nil {
+		t.Error("the broker has granted a filter that is not valid")
+	}
+	r.cfg.Topic = good
+	r.run()
+	r.want([]string{"session_lost"}, 1)
+	r.stop()
+}
+
+// The second copy of a marker, which the sink's own filter brings, is not in the way of the next marker.
+func TestMQTTMarkerTwice(t *testing.T) {
+	t.Parallel()
+	w := &mqttWork{marker: "m/id", nonce: "n ", back: make(chan mqttMarker, 1)}
+	come := func(payload string) { w.received(&paho.Publish{Topic: w.marker, Payload: []byte(payload)}) }
+	come("n 1")
+	if m := <-w.back; m.number != 1 {
+		t.Fatalf("marker %d came", m.number)
+	}
+	for _, payload := range []string{"n 1", "n 2", "n 2"} {
+		come(payload)
+	}
+	if m := <-w.back; m.number != 2 {
+		t.Errorf("marker %d came, want 2", m.number)
+	}
+}
+
+// What the broker may have thrown away is told by the next Run, when the one that has read the full queue did not get its
+// marker: the broker had no room for that either.
+func TestMQTTOverflowBefore(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{
+		Config: "max_queued_messages 100", ACL: "topic readwrite orders/#\ntopic readwrite lag-monitor/#\ntopic write unread/#\n",
+	}, func(c *MQTTConfig) { c.SessionExpiry, c.QueueLimit = conn.Duration(time.Hour), 100 })
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	r.stop()
+	for n := 2; n < 150; n++ {
+		r.publish(1, false, n)
+	}
+	good := r.cfg.MarkerTopic
+	r.cfg.MarkerTopic = "unread"
+	r.begin()
+	if err := r.ended(); err == nil {
+		t.Error("the marker has come")
+	}
+	if n := len(r.arrived()); n < 50 || n >= 149 {
+		t.Fatalf("%d heartbeats arrived: the queue was not full, or not read", n)
+	}
+	r.cfg.MarkerTopic = good
+	r.run()
+	r.stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Contains(r.gaps, "overflow") {
+		t.Errorf("gaps %q, want overflow", r.gaps)
+	}
 }
 
 // A broker throws away what a client's queue cannot hold, and tells nobody.

@@ -18,6 +18,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/eclipse/paho.golang/paho/log"
 	"github.com/eclipse/paho.golang/paho/session"
+	sessionstate "github.com/eclipse/paho.golang/paho/session/state"
 )
 
 // MQTT says how to connect to a broker that speaks MQTT 5.
@@ -128,6 +129,9 @@ type MQTTSession struct {
 	Expiry time.Duration
 	// State is what this end has to know of a session that is kept, over all of its connections. nil: nothing is.
 	State session.SessionManager
+	// Answered is told whether the broker had the session, as soon as it has let us in: also where Connect then returns
+	// an error, after which a session that the broker has begun is there the next time. nil: nobody is told.
+	Answered func(present bool)
 	// ReceiveMaximum is how many messages may be under way to us that are not acknowledged; 0: the protocol's 65535.
 	ReceiveMaximum uint16
 	// Received takes each message, in order, on one goroutine of the client. The message is acknowledged when it
@@ -140,8 +144,6 @@ type MQTTLink struct {
 	*paho.Client
 	// Context ends when the connection is lost or closed; its cause says why.
 	Context context.Context
-	// Present says that the broker had the session.
-	Present bool
 
 	fail context.CancelCauseFunc
 	raw  *mqttConn
@@ -244,9 +246,12 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 			return true, nil
 		}},
 	}
-	if s.State != nil {
-		client.Session = s.State
+	state := s.State
+	if state == nil {
+		state = sessionstate.NewInMemory()
 	}
+	client.Session = &mqttState{state, l}
+	client.AuthHandler = mqttNoAuth{}
 	l.Client = paho.NewClient(client)
 	login := ctx
 	if s.Again {
@@ -256,6 +261,9 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 		login = late
 	}
 	answer, err := l.Client.Connect(login, packet)
+	if answer != nil && answer.ReasonCode == packets.ConnackSuccess && s.Answered != nil {
+		s.Answered(answer.SessionPresent)
+	}
 	if answer != nil && answer.ReasonCode != packets.ConnackSuccess {
 		said := ""
 		if answer.Properties != nil {
@@ -274,7 +282,6 @@ func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, p
 		l.Close()
 		return ctx.Err()
 	}
-	l.Present = answer.SessionPresent
 	return nil
 }
 
@@ -328,6 +335,36 @@ func (l *MQTTLink) Close() {
 	_ = l.Disconnect(&paho.Disconnect{})
 	l.fail(errMQTTClosed)
 }
+
+// mqttState contains what the client's session panics with on a goroutine of the client: it answers a PUBREC on a connection
+// that may just be gone.
+type mqttState struct {
+	session.SessionManager
+	l *MQTTLink
+}
+
+// PacketReceived implements session.SessionManager.
+func (s *mqttState) PacketReceived(p *packets.ControlPacket, to chan<- *packets.Publish) (err error) {
+	defer func() {
+		var panicked *PanicError
+		if errors.As(err, &panicked) {
+			s.l.Drop(err)
+		}
+	}()
+	defer Contain(&err)
+	return s.SessionManager.PacketReceived(p, to)
+}
+
+// mqttNoAuth answers a broker that begins a dialogue for which nobody has asked. Without it the client panics.
+type mqttNoAuth struct{}
+
+// Authenticate implements paho.Auther: it gives back nothing that could let us in.
+func (mqttNoAuth) Authenticate(a *paho.Auth) *paho.Auth {
+	return &paho.Auth{ReasonCode: packets.AuthContinueAuthentication, Properties: &paho.AuthProperties{AuthMethod: a.Properties.AuthMethod}}
+}
+
+// Authenticated implements paho.Auther.
+func (mqttNoAuth) Authenticated() {}
 
 // mqttConn is the connection as the client wants it: a packet is written by one at a time.
 type mqttConn struct {
