@@ -257,7 +257,7 @@ func (i *faultyInjector) Inject(ctx context.Context, m *probe.Message) error {
 	if hung {
 		<-ctx.Done()
 		if fault == "injects without a deadline" {
-			time.Sleep(1500 * time.Millisecond)
+			time.Sleep(4 * time.Second)
 		}
 		if fault == "refuses what it sends" {
 			i.q.append(body)
