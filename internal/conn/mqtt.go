@@ -358,12 +358,12 @@ func (s *mqttState) PacketReceived(p *packets.ControlPacket, to chan<- *packets.
 // mqttNoAuth answers a broker that begins a dialogue for which nobody has asked. Without it the client panics.
 type mqttNoAuth struct{}
 
-// Authenticate implements paho.Auther: it gives back nothing that could let us in.
+// Authenticate answers a further step of a login: it gives back nothing that could let us in.
 func (mqttNoAuth) Authenticate(a *paho.Auth) *paho.Auth {
 	return &paho.Auth{ReasonCode: packets.AuthContinueAuthentication, Properties: &paho.AuthProperties{AuthMethod: a.Properties.AuthMethod}}
 }
 
-// Authenticated implements paho.Auther.
+// Authenticated is told of the end of a login.
 func (mqttNoAuth) Authenticated() {}
 
 // mqttConn is the connection as the client wants it: a packet is written by one at a time.
