@@ -10,6 +10,7 @@ type Config = conn.Config[Sink]
 func kinds() conn.Kinds[Sink] {
 	return conn.Kinds[Sink]{
 		"amqp":      func() Config { return NewAMQP() },
+		"amqp1":     func() Config { return NewAMQP1() },
 		"exec":      func() Config { return NewExec() },
 		"file":      func() Config { return NewFile() },
 		"http_poll": func() Config { return NewHTTPPoll() },

@@ -1,13 +1,19 @@
 package conform_test
 
 import (
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/lag-monitor/lag-monitor/internal/conform"
 	"github.com/lag-monitor/lag-monitor/internal/conn"
 	"github.com/lag-monitor/lag-monitor/internal/servers"
 	"github.com/lag-monitor/lag-monitor/probe"
+	"github.com/lag-monitor/lag-monitor/sinks"
 )
 
 // amqp1Harness is an exchange of RabbitMQ to which AMQP 1.0 sends, and on which the sink amqp listens.
@@ -56,6 +62,63 @@ func amqp1Harness(r *servers.RabbitMQServer) conform.Harness {
 			broken = append(broken, b)
 		}
 		p.Broken = broken
+		return p
+	}
+	return h
+}
+
+// amqp1Links are both ends in AMQP 1.0: variant "queue" is one that is the sink's, variant "copy" an exchange, of which
+// each link gets a copy. What others put in comes over the other protocol.
+func amqp1Links(r *servers.RabbitMQServer, variant string) conform.Harness {
+	var made atomic.Int32
+	h := amqp1Harness(r)
+	h.Kind, h.Variant, h.InjectKind, h.SinkNeeds = "amqp1", variant, "", []string{"url", "queue"}
+	base := h.New
+	h.New = func(t *testing.T) conform.Pipeline {
+		p := base(t)
+		in := p.Inject().(*probe.AMQP1Config)
+		exchange := strings.TrimPrefix(in.Address, "/exchange/")
+		queue := fmt.Sprintf("links-%d", made.Add(1))
+		if variant == "queue" {
+			rabbitDirect(t, r, func(ch *amqp.Channel) error {
+				if _, err := ch.QueueDeclare(queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}); err != nil {
+					return err
+				}
+				return ch.QueueBind(queue, "orders.#", exchange, false, nil)
+			})
+		}
+		listen := func(change func(c *sinks.AMQP1Config)) func() sinks.Config {
+			return func() sinks.Config {
+				c := sinks.NewAMQP1()
+				c.Broker = in.Broker
+				if variant == "queue" {
+					c.Queue, c.Dedicated = "/amq/queue/"+queue, true
+				} else {
+					c.Address, c.Marker = "/exchange/"+exchange+"/orders.#", "/exchange/"+exchange+"/orders.marker"
+				}
+				change(c)
+				return c
+			}
+		}
+		p.Sink = listen(func(*sinks.AMQP1Config) {})
+		p.Keeps, p.Exclusive = variant == "queue", variant == "queue"
+		p.Within = time.Minute
+		for i := range p.Broken {
+			switch b := &p.Broken[i]; b.Name {
+			case "nobody listens":
+				b.Sink = listen(func(c *sinks.AMQP1Config) { c.Broker.URL = "amqp://" + freeAddr(t) })
+			case "no such virtual host":
+				b.Sink = listen(func(c *sinks.AMQP1Config) { c.Broker.Hostname = "vhost:nowhere" })
+			case "may not publish":
+				b.Sink = listen(func(c *sinks.AMQP1Config) { c.Broker.Username = "w" })
+			case "no such exchange or queue":
+				b.Sink = listen(func(c *sinks.AMQP1Config) {
+					if c.Queue = "/amq/queue/nowhere"; variant == "copy" {
+						c.Queue, c.Address = "", "/exchange/nowhere/#"
+					}
+				})
+			}
+		}
 		return p
 	}
 	return h

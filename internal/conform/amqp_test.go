@@ -33,9 +33,9 @@ func TestConformanceRabbitMQ(t *testing.T) {
 }
 
 // onRabbitMQ are a queue of the sink's own on an exchange, a quorum queue that is the sink's, and a stream; and an
-// exchange that AMQP 1.0 sends to.
+// exchange that AMQP 1.0 sends to, alone and with a sink that speaks it, too.
 func onRabbitMQ(r *servers.RabbitMQServer) []conform.Harness {
-	return []conform.Harness{rabbitHarness(r, ""), rabbitHarness(r, "dedicated"), rabbitHarness(r, "stream"), amqp1Harness(r)}
+	return []conform.Harness{rabbitHarness(r, ""), rabbitHarness(r, "dedicated"), rabbitHarness(r, "stream"), amqp1Harness(r), amqp1Links(r, "queue"), amqp1Links(r, "copy")}
 }
 
 // rabbitDirect runs f with a channel of the test's own, which confirms.

@@ -204,6 +204,11 @@ func (l *AMQP1Link) open(ctx context.Context, b amqp1Broker, config *tls.Config,
 	return nil
 }
 
+// Another makes another session on the same connection.
+func (l *AMQP1Link) Another(ctx context.Context) (*amqp.Session, error) {
+	return l.conn.NewSession(ctx, nil)
+}
+
 // With returns a context that ends with ctx or with the connection. After it, Err tells which.
 func (l *AMQP1Link) With(ctx context.Context) (context.Context, context.CancelFunc) {
 	both, cancel := context.WithCancelCause(ctx)
@@ -265,6 +270,9 @@ func AMQP1Error(err error) error {
 		}
 	}
 	class := Other
+	if said.Condition == amqp.ErrCondInternalError && said.Description == "shutdown" { // RabbitMQ 3 is stopped
+		return WithClass(Network, err)
+	}
 	switch said.Condition {
 	case amqp.ErrCondNotFound, amqp.ErrCondResourceDeleted:
 		class = Missing

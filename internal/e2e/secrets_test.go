@@ -307,8 +307,9 @@ func TestNoSecretAnywhere(t *testing.T) {
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
 		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "postgres": rows, "mqtt": mqtt,
-		"sqs":  with(queue, "dedicated", true),
-		"amqp": {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
+		"sqs":   with(queue, "dedicated", true),
+		"amqp":  {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
+		"amqp1": {"url": "amqp://" + talk.amqp1, "queue": "q", "dedicated": true},
 	}
 
 	type entity struct {
