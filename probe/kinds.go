@@ -19,6 +19,7 @@ func kinds() conn.Kinds[Injector] {
 		"mqtt":     func() Config { return NewMQTT() },
 		"nats":     func() Config { return NewNATS() },
 		"postgres": func() Config { return NewPostgres() },
+		"pubsub":   func() Config { return NewPubSub() },
 		"redis":    func() Config { return NewRedis() },
 		"sns":      func() Config { return NewSNS() },
 		"sqs":      func() Config { return NewSQS() },

@@ -19,6 +19,7 @@ func kinds() conn.Kinds[Sink] {
 		"mqtt":      func() Config { return NewMQTT() },
 		"nats":      func() Config { return NewNATS() },
 		"postgres":  func() Config { return NewPostgres() },
+		"pubsub":    func() Config { return NewPubSub() },
 		"redis":     func() Config { return NewRedis() },
 		"sqs":       func() Config { return NewSQS() },
 		"webhook":   func() Config { return NewWebhook() },

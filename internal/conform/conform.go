@@ -60,6 +60,9 @@ type Pipeline struct {
 	// Takes says that the sink takes messages out of the queue, which is its own: what is left is what it has
 	// not read yet.
 	Takes bool
+	// Unproven says that the broker gives no proof that everything was delivered, so that the sink never claims to be
+	// caught up.
+	Unproven bool
 	// Snapshots says that the sink sees what the queue shows as a whole, so that ordinary messages in it
 	// cannot be counted one by one.
 	Snapshots bool

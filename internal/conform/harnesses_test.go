@@ -28,6 +28,8 @@ func harnesses() []conform.Harness {
 		onMQTT("session"),
 		onMQTT("exactly_once"),
 		onMQTT("shared"),
+		onPubSub(""),
+		onPubSub("keys"),
 		logFile(),
 		programs(false),
 		programs(true),

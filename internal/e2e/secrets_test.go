@@ -5,9 +5,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
@@ -301,15 +305,20 @@ func TestNoSecretAnywhere(t *testing.T) {
 	database := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "statement": "insert into t values ($1)"}
 	rows := map[string]any{"addresses": []string{talk.postgres}, "database": "d", "username": "u", "timeout": "1s", "query": "select id from t where x > $1",
 		"by": "transaction", "retention": "1h"}
-	heads := map[string]map[string]any{"http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "postgres": database, "amqp": rabbit, "mqtt": mqtt,
+	// Nothing but the token's address of these credentials is asked.
+	account := filepath.Join(v.dir, "account.json")
+	write(t, account, serviceAccount(t, talk.http))
+	cloud := map[string]any{"project": "acme-billing", "topic": "invoices", "endpoint": talk.tcp, "request_timeout": "1s", "credentials_file": account}
+	heads := map[string]map[string]any{"pubsub": cloud, "http": {"url": talk.http}, "kafka": kafka, "kinesis": kinesis, "nats": nats, "exec": talker, "file": file, "redis": redis, "postgres": database, "amqp": rabbit, "mqtt": mqtt,
 		"sqs": queue, "sns": {"topic_arn": "arn:aws:sns:us-east-1:123456789012:t", "endpoint": talk.http, "request_timeout": "2s"},
 		"amqp1": {"url": "amqp://" + talk.amqp1, "address": "q"}}
 	ends := map[string]map[string]any{
 		"http_poll": {"url": talk.http, "poll_interval": "100ms"}, "kafka": kafka, "kinesis": kinesis, "nats": nats,
 		"webhook": {"listen": "127.0.0.1:0"}, "exec": talker, "file": file, "redis": redis, "postgres": rows, "mqtt": mqtt,
-		"sqs":   with(queue, "dedicated", true),
-		"amqp":  {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
-		"amqp1": {"url": "amqp://" + talk.amqp1, "queue": "q", "dedicated": true},
+		"sqs":    with(queue, "dedicated", true),
+		"amqp":   {"url": rabbit["url"], "exchange": "x", "bindings": []any{map[string]any{"routing_key": "#"}}},
+		"amqp1":  {"url": "amqp://" + talk.amqp1, "queue": "q", "dedicated": true},
+		"pubsub": {"project": cloud["project"], "subscription": "out", "dedicated": true, "endpoint": talk.tcp, "request_timeout": "1s", "credentials_file": account},
 	}
 
 	type entity struct {
@@ -532,6 +541,25 @@ func TestNoSecretAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.clean("the journal", string(journal))
+}
+
+// serviceAccount is a file of credentials of Google Cloud with a new key, whose tokens come from an address.
+func serviceAccount(t *testing.T, tokens string) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]string{"type": "service_account", "client_email": "monitor@acme-billing.example", "token_uri": tokens,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // probePages are the addresses of what shows a probe's configuration, errors and heartbeats.
