@@ -75,7 +75,7 @@ e2e: servers ## The tests of the binary from outside, between real servers.
 	$(call step,go test ./internal/e2e,go test $(RACE) -shuffle=on -timeout 30m ./internal/e2e)
 
 # SHARDS is how many transports are tested at once.
-SHARDS ?= 3
+SHARDS ?= 5
 conform: servers ## The conformance suite: each transport against its real server.
 	$(call step,conformance suite,scripts/shards.sh $(SHARDS) $(RACE))
 
