@@ -407,12 +407,18 @@ func TestKinesisLiveFanOut(t *testing.T) {
 	a, feed, stopSink := b.watch(b.sink(throughFanOut, func(c *sinks.Kinesis) { c.EnhancedFanOut.Deregister = true }))
 	stop := b.traffic(200*time.Millisecond, a)
 	time.Sleep(2 * time.Second)
+	// One that is just being made would not be hit. The server refuses those that come within seconds of the one before.
+	both := func() {
+		b.within(time.Minute, "both shards are subscribed", func() bool { return b.server.Subscriptions() == 2 })
+	}
 	for _, f := range []func(){b.server.EndSubscriptions, b.server.CutSubscriptions} {
+		both()
 		n := b.server.Calls("SubscribeToShard")
 		f()
 		b.within(15*time.Second, "both shards are subscribed again", func() bool { return b.server.Calls("SubscribeToShard") >= n+2 })
 		time.Sleep(2 * time.Second)
 	}
+	both()
 	b.server.Throttle("SubscribeToShard", 2)
 	n := b.server.Calls("SubscribeToShard")
 	b.server.SilenceSubscriptions()
