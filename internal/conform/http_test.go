@@ -14,6 +14,7 @@ import (
 
 	"github.com/lag-monitor/lag-monitor/internal/conform"
 	"github.com/lag-monitor/lag-monitor/internal/conn"
+	"github.com/lag-monitor/lag-monitor/internal/servers"
 	"github.com/lag-monitor/lag-monitor/probe"
 	"github.com/lag-monitor/lag-monitor/sinks"
 )
@@ -21,12 +22,7 @@ import (
 // freeAddr returns an address on loopback where nobody listens.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return servers.FreeAddr(t)
 }
 
 func httpTo(url string) *probe.HTTPConfig {

@@ -1,8 +1,11 @@
 package servers
 
 import (
+	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -33,4 +36,37 @@ func TestFreePortWhileProcessesStart(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// Another process of tests that runs at the same time is given other ports, also while nobody listens on ours.
+func TestFreePortIsOurs(t *testing.T) {
+	const variable = "LAG_MONITOR_TEST_PORTS"
+	if os.Getenv(variable) != "" {
+		for range 500 {
+			fmt.Println(FreeAddr(t))
+		}
+		return
+	}
+	ours := make(map[string]bool)
+	for range 500 {
+		ours[FreeAddr(t)] = true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), variable+"=1")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := 0
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "127.0.0.1:") {
+			theirs++
+			if ours[line] {
+				t.Fatalf("%s was given to two processes", line)
+			}
+		}
+	}
+	if theirs != 500 {
+		t.Fatalf("the other process was given %d ports, want 500", theirs)
+	}
 }

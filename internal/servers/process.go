@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 const (
@@ -249,22 +251,40 @@ func (p *Process) wait(d time.Duration) bool {
 }
 
 var (
-	portMu    sync.Mutex
-	portsUsed = map[int]bool{}
+	portMu sync.Mutex
+	// ports are those that this process has taken, each with its lock.
+	ports = map[int]*flock.Flock{}
 )
 
-// freePort returns a port of 127.0.0.1 that nobody listens on. It lies below the range from which the
-// kernel takes the ports of outgoing connections, so that it is still free when a stopped server comes back.
+// freePort returns a port of 127.0.0.1 that nobody listens on, and that no other process of tests is given while this one
+// lives: a server that is stopped finds it free when it comes back, and nobody else is sent what is meant for it. It lies
+// below the range from which the kernel takes the ports of outgoing connections.
 func freePort(t testing.TB) int {
 	t.Helper()
 	portMu.Lock()
 	defer portMu.Unlock()
+	dir := filepath.Join(os.TempDir(), "lag-monitor-test-ports-"+strconv.Itoa(os.Getuid()))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for range 1000 {
 		port := 15000 + rand.IntN(15000)
-		if portsUsed[port] || !free(port) {
+		if ports[port] != nil {
 			continue
 		}
-		portsUsed[port] = true
+		lock := flock.New(filepath.Join(dir, strconv.Itoa(port)))
+		ok, err := lock.TryLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			continue
+		}
+		if !free(port) {
+			_ = lock.Close()
+			continue
+		}
+		ports[port] = lock // until this process ends
 		return port
 	}
 	t.Fatal("no free port between 15000 and 30000")
