@@ -299,7 +299,9 @@ func TestChain(t *testing.T) {
 		if got := c.titles("restarted"); len(got) > 0 {
 			t.Errorf("only the monitor was restarted, and Slack got %q", got)
 		}
-		if got := c.prometheus.Query(t, `max_over_time(ALERTS{job="restarting"}[10m])`); len(got) > 0 {
+		// Heartbeats of the instance before may come out, which is a reason for a ticket after half an hour of them.
+		if got := c.prometheus.Query(t, `max_over_time(ALERTS{job="restarting",alertname!="HeartbeatsForeign"}[10m])
+			or max_over_time(ALERTS{job="restarting",alertstate="firing"}[10m])`); len(got) > 0 {
 			t.Errorf("only the monitor was restarted, and there were alerts: %+v", got)
 		}
 		restarting.scrape(t).wants(t, map[string]float64{
