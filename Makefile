@@ -100,10 +100,10 @@ soak: servers ## Faults at random for SOAK (1h), one daemon, all kinds of queues
 SEEDS ?= 10000
 FRESH ?= 0
 sim: ## The monitor against the oracle: 10,000 simulated runs with over a million heartbeats. SEEDS sets another number.
-	$(call step,simulated runs,go test ./internal/sim -run 'TestSeeds$$' -v -timeout 20m -seeds $(SEEDS) -fresh $(FRESH) -beats $$(($(SEEDS) * 100)))
+	$(call step,simulated runs,go test ./internal/sim -run 'TestSeeds$$' -v -timeout 40m -seeds $(SEEDS) -fresh $(FRESH) -beats $$(($(SEEDS) * 100)))
 
 mutants: ## Break each rule of the accounts in turn, and require a simulated run to see it.
-	$(call step,mutants,go test ./internal/sim -run 'TestMutants$$' -mutants -v -timeout 15m)
+	$(call step,mutants,go test ./internal/sim -run 'TestMutants$$' -mutants -v -timeout 30m)
 
 # A soak mostly waits, and simulated runs only compute.
 together: servers ## Five minutes of make soak, with make sim and make mutants in its background.
