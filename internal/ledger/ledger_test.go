@@ -1199,8 +1199,30 @@ func TestLateAnswerAfterTwoBlindTimes(t *testing.T) {
 	l.Ready(true, sec(7))
 	l.CaughtUp(sec(7))
 	l.Ready(false, sec(8))
+	l.Ready(true, sec(9))
+	l.CaughtUp(sec(9))
 	l.Sent(0, 1, Accepted)
-	l.Advance(sec(8))
+	l.Advance(sec(9))
+	if c := l.Counts(); c.Drops() != 0 || c.Indeterminate[DoubtBlind] != 1 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Nor is it when there were more times of blindness than are kept: the oldest ones count as one.
+func TestLateAnswerAfterManyBlindTimes(t *testing.T) {
+	l := New(Config{Timeout: time.Second, TTL: 4 * time.Second})
+	l.Ready(true, 0)
+	l.CaughtUp(0)
+	l.Expect(0, 1, sec(1)) // may be discarded at 5
+	for i := range 3 * len(blindTimes{}.spans) {
+		at := sec(1 + 10*float64(i))
+		l.CaughtUp(at)
+		l.Ready(false, at)
+		l.Ready(true, at.Add(6*time.Second))
+		l.CaughtUp(at.Add(6 * time.Second))
+	}
+	l.Sent(0, 1, Accepted)
+	l.Advance(sec(1000))
 	if c := l.Counts(); c.Drops() != 0 || c.Indeterminate[DoubtBlind] != 1 {
 		t.Errorf("%+v", c)
 	}

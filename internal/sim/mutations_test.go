@@ -275,7 +275,7 @@ var mutations = []mutation{
 	{rule: provenRule, name: "a proof of an earlier connection ends the blindness", edits: []edit{{ledgerFile,
 		"	if l.blind && l.ready && l.proven && ",
 		"	if l.blind && l.ready && l.proven && MUTANT {\n		l.decide(l.caughtUp)\n		l.blind = false\n		l.blindTimes.add(l.blindFrom, l.caughtUp)\n	}\nOLD"}}},
-	{rule: provenRule, name: "the oldest times of blindness are forgotten when there are many", by: "internal/ledger TestAgainstOracle", edits: []edit{{ledgerFile,
+	{rule: provenRule, name: "the oldest times of blindness are forgotten when there are many", by: "internal/ledger TestLateAnswerAfterManyBlindTimes", edits: []edit{{ledgerFile,
 		"		b.spans[1].from = b.spans[0].from",
 		"		if !MUTANT {\n			OLD\n		}"}}},
 	{rule: provenRule, name: "the end of blindness waits until somebody looks", by: "internal/monitor TestBlindnessEndsWithTheProof", edits: []edit{{sinkFile,
