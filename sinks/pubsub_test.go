@@ -263,7 +263,7 @@ func (o *pubsubOdd) StreamingPull(s pubsubpb.Subscriber_StreamingPullServer) err
 // A stream that gives no sign of life is not ready, and is given up.
 func TestPubSubSilent(t *testing.T) {
 	o := new(pubsubOdd)
-	s := pubsubOn(t, o.serve(t), func(c *PubSub) { c.RequestTimeout = conn.Duration(time.Second) })
+	s := pubsubOn(t, o.serve(t), func(c *PubSub) { c.RequestTimeout = conn.Duration(5 * time.Second) })
 	f := NewFeed(new(taker), nil)
 	// Before one that was alive would be given up.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
