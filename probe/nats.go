@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -148,7 +147,8 @@ const ttlDisabled jetstream.ErrorCode = 10166
 // learnFor bounds the question whether the stream takes a TTL.
 const learnFor = 2 * time.Second
 
-// learn asks whether the stream takes a TTL for each message. An account that may not ask gets none.
+// learn asks whether the stream takes a TTL for each message. An account that may not ask gets none. One
+// that may not receive answers is refused before anything leaves: what it sends would be in doubt.
 func (l *natsLink) learn(ctx context.Context, c *NATSConfig) error {
 	soon, cancel := context.WithTimeout(ctx, learnFor)
 	defer cancel()
@@ -157,7 +157,10 @@ func (l *natsLink) learn(ctx context.Context, c *NATSConfig) error {
 		l.ttl = s.CachedInfo().Config.AllowMsgTTL
 		return nil
 	}
-	if errors.Is(err, nats.ErrPermissionViolation) {
+	switch {
+	case errors.Is(err, conn.ErrNATSInbox):
+		return err
+	case errors.Is(err, nats.ErrPermissionViolation):
 		return l.again(ctx, c)
 	}
 	if conn.ClassOf(err) == conn.Network {
@@ -297,7 +300,7 @@ func (i *natsInjector) failed(l *natsLink, msg *nats.Msg, err error) error {
 	i.drop(l)
 	if denied != nil {
 		err = denied
-		if strings.Contains(denied.Error(), `"`+msg.Subject+`"`) {
+		if l.DeniedTo(msg.Subject) {
 			return Refused(denied)
 		}
 	}
@@ -329,7 +332,7 @@ func (i *natsInjector) Check(ctx context.Context) error {
 		return err
 	}
 	_, err = (&natsLink{NATSLink: raw, js: js}).stream(ctx, i.c)
-	if errors.Is(err, nats.ErrPermissionViolation) {
+	if errors.Is(err, nats.ErrPermissionViolation) && !errors.Is(err, conn.ErrNATSInbox) {
 		return nil // it need not be allowed to ask
 	}
 	return err

@@ -209,6 +209,40 @@ func TestNATSPermissions(t *testing.T) {
 	}
 }
 
+// An account that cannot hear JetStream's answers is refused before anything leaves, so that nothing is in doubt.
+func TestNATSInboxDenied(t *testing.T) {
+	url, js := natsServer(t, "admin:p@", func(o *server.Options) {
+		o.Users = []*server.User{{Username: "admin", Password: "p"},
+			{Username: "u", Password: "p", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Deny: []string{">"}}}}}
+	})
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("p"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in := openNATS(t, url, func(c *NATSConfig) {
+		c.Broker = conn.NATS{URL: url, Username: "u", Password: conn.Secret{File: password}}
+		c.Subject = MustTemplate("s.a")
+	})
+	for range 20 {
+		if err := inject(t, in, 5*time.Second); !IsRefused(err) || !errors.Is(err, conn.ErrNATSInbox) || conn.ClassOf(err) != conn.Auth {
+			t.Fatalf("inject: %v, want it refused for its inbox", err)
+		}
+	}
+	if err := in.(Checker).Check(t.Context()); !errors.Is(err, conn.ErrNATSInbox) {
+		t.Errorf("check: %v, want the inbox", err)
+	}
+	s, err := js.Stream(t.Context(), "S")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.CachedInfo().State.Msgs; n != 0 {
+		t.Errorf("the stream holds %d messages that were refused", n)
+	}
+}
+
 func TestNATSValidate(t *testing.T) {
 	for _, c := range []struct {
 		change func(*NATSConfig)

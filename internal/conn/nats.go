@@ -163,16 +163,33 @@ func (l *NATSLink) asyncError(_ *nats.Conn, _ *nats.Subscription, err error) {
 			l.slow()
 		}
 	case errors.Is(err, nats.ErrPermissionViolation):
-		l.fail(l.error(err))
+		l.fail(l.denied(err))
 	}
 }
 
 // Denied returns the refused permission that the server has told of, if any.
 func (l *NATSLink) Denied() error {
 	if err := l.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
-		return l.error(err)
+		return l.denied(err)
 	}
 	return nil
+}
+
+// DeniedTo reports whether the refused permission is one for this subject.
+func (l *NATSLink) DeniedTo(subject string) bool {
+	err := l.LastError()
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+subject+`"`)
+}
+
+// ErrNATSInbox says that the account may not subscribe to the subjects on which requests are answered. The
+// client subscribes before it asks, so the server says this before anything else that it refuses.
+var ErrNATSInbox = errors.New("answers cannot be received: the account may not subscribe to _INBOX.>")
+
+func (l *NATSLink) denied(err error) error {
+	if strings.Contains(err.Error(), `Subscription to "`+nats.InboxPrefix) {
+		return NATSError(fmt.Errorf("%w: %w", ErrNATSInbox, l.hide.Error(err)))
+	}
+	return l.error(err)
 }
 
 // With returns a context that ends with ctx or with the connection. After it, Err tells which.
