@@ -59,9 +59,10 @@ lint: ## gofmt, go vet and golangci-lint.
 	$(call step,go vet,go vet ./...)
 	$(call step,golangci-lint,$(GOLANGCI) run ./...)
 
-modules: ## The modules are what go.sum says, and go.mod is tidy.
+modules: ## The modules are what go.sum says, and each go.mod is tidy.
 	$(call step,go mod verify,go mod verify)
 	$(call step,go mod tidy,go mod tidy -diff)
+	$(call step,go mod tidy in nested modules,scripts/nested.sh 'go mod tidy -diff')
 
 servers: ## Fetch the real servers for the tests: once, into LAG_MONITOR_TEST_SERVERS.
 	$(call step,servers,bash internal/servers/install.sh)
