@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		// A daemon that does not end is killed then, and the test says so.
-		Deadline: time.Now().Add(time.Minute),
+		Deadline: time.Now().Add(5 * time.Minute),
 		// root may read what nobody may.
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -80,7 +80,7 @@ func httpCommand(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: http METHOD CODE URL")
 	}
 	var last string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		code, body, err := request(args[0], args[2])
 		if err != nil {
 			last = err.Error()
@@ -150,7 +150,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: eventually URL TEXT")
 	}
 	var body []byte
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		var err error
 		if _, body, err = request(http.MethodGet, args[0]); err == nil && bytes.Contains(body, []byte(args[1])) {
 			return
@@ -204,7 +204,7 @@ func post(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	body := ts.ReadFile(args[1])
 	var err error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		var resp *http.Response
 		if resp, err = http.Post(args[0], "text/plain", strings.NewReader(body)); err == nil {
 			resp.Body.Close()
