@@ -336,10 +336,9 @@ type amqpQueue struct {
 
 	// All under amqpSink.mu.
 	name string // of the queue; empty before the first Run
-	// What the journal does not have yet is not acknowledged: it comes again should the process be killed. The journal
-	// asks for the position, writes, and asks again.
-	delivered, asked, written uint64
-	journal                   bool
+
+	// What the journal does not have yet is not acknowledged: it comes again should the process be killed.
+	open settlement
 
 	// Of Run alone.
 	known   bool // the queue was there before
@@ -364,13 +363,15 @@ type amqpTaken struct {
 func (s *amqpQueue) Position() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.journal = true
-	s.written, s.asked = s.asked, s.delivered
+	s.open.ask()
 	if s.name == "" {
 		return map[string]string{}
 	}
 	return map[string]string{"queue": s.name}
 }
+
+// Settle implements Settler.
+func (s *amqpQueue) Settle() { s.open.settle() }
 
 // Resume implements Resumer.
 func (s *amqpQueue) Resume(parts map[string]string) {
@@ -698,10 +699,7 @@ func (w *amqpWork) deliver(d *amqp.Delivery) error {
 	} else if t.hold = w.f.Deliver(m); t.hold && d.DeliveryMode != amqp.Persistent {
 		w.fleeting = true
 	}
-	w.mu.Lock()
-	w.delivered++
-	t.seq = w.delivered
-	w.mu.Unlock()
+	t.seq = w.open.next()
 	w.taken = append(w.taken, t)
 	w.got++
 	w.claims.deliveredUpTo(w.got, w.f)
@@ -714,12 +712,7 @@ func (w *amqpWork) deliver(d *amqp.Delivery) error {
 // acknowledge acknowledges what need not come again: the messages of others, and heartbeats that the journal has, if
 // there is one.
 func (w *amqpWork) acknowledge(now time.Time) error {
-	w.mu.Lock()
-	free := w.written
-	if !w.journal {
-		free = w.delivered
-	}
-	w.mu.Unlock()
+	free := w.open.free()
 	may := func(t *amqpTaken) bool {
 		return t.acked || !t.hold || t.seq <= free || now.Sub(t.at) > amqpHold
 	}

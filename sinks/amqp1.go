@@ -435,10 +435,9 @@ type amqp1Queue struct {
 
 	mu    sync.Mutex
 	begun bool // it has listened, or one before it
-	// What the journal does not have yet is not accepted: it comes again should the process be killed. The journal asks
-	// for the position, writes, and asks again.
-	delivered, asked, written uint64
-	journal                   bool
+
+	// What the journal does not have yet is not accepted: it comes again should the process be killed.
+	open settlement
 
 	// Of Run alone.
 	lost     string
@@ -461,13 +460,15 @@ type amqp1Taking struct {
 func (s *amqp1Queue) Position() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.journal = true
-	s.written, s.asked = s.asked, s.delivered
+	s.open.ask()
 	if !s.begun {
 		return map[string]string{}
 	}
 	return map[string]string{"queue": s.c.Queue}
 }
+
+// Settle implements Settler.
+func (s *amqp1Queue) Settle() { s.open.settle() }
 
 // Resume implements Resumer.
 func (s *amqp1Queue) Resume(parts map[string]string) {
@@ -555,22 +556,14 @@ func (s *amqp1Queue) deliver(w *amqp1Work, m *amqp.Message) error {
 	} else if t.hold = w.f.Deliver(msg); t.hold && (m.Header == nil || !m.Header.Durable) {
 		s.fleeting = true
 	}
-	s.mu.Lock()
-	s.delivered++
-	t.seq = s.delivered
-	s.mu.Unlock()
+	t.seq = s.open.next()
 	s.taken = append(s.taken, t)
 	return s.accept(w)
 }
 
 // accept accepts what need not come again: the messages of others, and heartbeats that the journal has, if there is one.
 func (s *amqp1Queue) accept(w *amqp1Work) error {
-	s.mu.Lock()
-	free := s.written
-	if !s.journal {
-		free = s.delivered
-	}
-	s.mu.Unlock()
+	free := s.open.free()
 	hold := amqpHold
 	if lock := time.Duration(s.c.Lock); lock > 0 {
 		hold = min(hold, lock/2)

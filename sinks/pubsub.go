@@ -138,18 +138,18 @@ type pubsubSink struct {
 
 	mu        sync.Mutex
 	unsettled map[string]*pubsubTaken // delivered, and perhaps coming again, by message id
-	// What the journal does not have yet is not acknowledged: it comes again should the process be killed. The journal asks
-	// for the position, writes, and asks again.
-	delivered, asked, written uint64
-	journal                   bool
-	read                      time.Time // when the subscription was read last
+	read      time.Time               // when the subscription was read last
+
+	// What the journal does not have yet is not acknowledged: it comes again should the process be killed.
+	open settlement
 }
 
 // pubsubTaken is a message that was delivered and has to be acknowledged.
 type pubsubTaken struct {
-	ack  string // empty: it could not be, and is when it comes again
+	ack  string // empty: it was, or could not be, and is when it comes again
 	seq  uint64
 	at   time.Time
+	ours bool // a heartbeat
 	hold bool // until the journal has it
 }
 
@@ -158,15 +158,18 @@ type pubsubTaken struct {
 func (s *pubsubSink) Position() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.journal = true
-	if s.asked > s.written || s.delivered > s.asked {
-		s.nudge()
-	}
-	s.written, s.asked = s.asked, s.delivered
+	s.open.ask()
 	if s.read.IsZero() {
 		return map[string]string{}
 	}
 	return map[string]string{s.name: s.read.UTC().Format(time.RFC3339)}
+}
+
+// Settle implements Settler.
+func (s *pubsubSink) Settle() {
+	if s.open.settle() {
+		s.nudge()
+	}
 }
 
 // Resume implements Resumer.
@@ -401,8 +404,7 @@ func (s *pubsubSink) deliver(f *Feed, got []*pubsubpb.ReceivedMessage, at time.T
 		ours := f.Deliver(out)
 		old = old || s.kept > 0 && !out.Enqueued.IsZero() && time.Since(out.Enqueued) > s.kept*9/10
 		s.mu.Lock()
-		s.delivered++
-		s.remember(id, &pubsubTaken{ack: r.GetAckId(), seq: s.delivered, at: at, hold: ours})
+		s.remember(id, &pubsubTaken{ack: r.GetAckId(), seq: s.open.next(), at: at, ours: ours, hold: ours})
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
@@ -494,6 +496,8 @@ func (s *pubsubSink) settle(ctx context.Context, client *conn.PubSubClient, f *F
 			case t == nil || t.ack != one[1]: // it has come again meanwhile
 			case refused:
 				t.ack = ""
+			case t.ours:
+				t.ack, t.at, t.hold = "", time.Now(), false // it may be under way to us once more
 			default:
 				delete(s.unsettled, one[0])
 			}
@@ -510,10 +514,7 @@ func (s *pubsubSink) settle(ctx context.Context, client *conn.PubSubClient, f *F
 func (s *pubsubSink) settled() (ids [][2]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	free := s.written
-	if !s.journal {
-		free = s.delivered
-	}
+	free := s.open.free()
 	for id, t := range s.unsettled {
 		age := time.Since(t.at)
 		if t.ack == "" {

@@ -140,7 +140,6 @@ func TestPubSubJournal(t *testing.T) {
 	waitUntil(t, "the heartbeat", func() bool { return len(rec.arrived()) == 1 })
 	waitUntil(t, "the message of others acknowledged", func() bool { return pubsubAcked(fake) == 1 })
 	s.Position()
-	// The stream ends, and the service hands it out once more.
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -148,16 +147,25 @@ func TestPubSubJournal(t *testing.T) {
 	if held.Acks != 0 {
 		t.Fatal("acknowledged before the journal had it")
 	}
-	if _, err := fake.GServer.ModifyAckDeadline(t.Context(), &pubsubpb.ModifyAckDeadlineRequest{Subscription: pubsubTestName, AckIds: []string{held.ID + ":1"}}); err != nil {
-		t.Fatal(err)
+	rec, f, stop := pubsubRun(t, s)
+	waitUntil(t, "ready", func() bool { return f.Stats().Ready })
+	// The stream had ended, and the service hands it out once more.
+	handOut := func(ack string) {
+		s.deliver(f, []*pubsubpb.ReceivedMessage{{AckId: ack, Message: &pubsubpb.PubsubMessage{MessageId: held.ID, Data: held.Data}}}, time.Now())
 	}
-	rec, _, stop = pubsubRun(t, s)
-	waitUntil(t, "handed out again", func() bool { return fake.Messages()[0].Deliveries == 2 })
+	handOut(held.ID + ":1")
 	if n := pubsubAcked(fake); n != 1 {
 		t.Errorf("%d messages are acknowledged, want 1", n)
 	}
-	s.Position() // the journal has what it asked for before
-	waitUntil(t, "acknowledged", func() bool { return pubsubAcked(fake) == 2 })
+	s.Settle()
+	acknowledged := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.unsettled[held.ID].ack == ""
+	}
+	waitUntil(t, "acknowledged", func() bool { return pubsubAcked(fake) == 2 && acknowledged() })
+	handOut("late") // it was under way once more when it was acknowledged
+	waitUntil(t, "acknowledged again", acknowledged)
 	if err := stop(); err != nil || len(rec.arrived()) > 0 || len(rec.gaps) > 0 {
 		t.Errorf("%v; arrived again: %v, gaps %q", err, rec.arrived(), rec.gaps)
 	}

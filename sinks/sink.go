@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -28,6 +29,56 @@ type Resumer interface {
 	Position() map[string]string
 	// Resume sets the positions to start from, before the first Run. Unknown parts are ignored.
 	Resume(map[string]string)
+}
+
+// Settler is implemented by a Resumer that lets its broker forget what it was given only when that is in the journal.
+type Settler interface {
+	// Settle says that the journal is on the disk with the position that Position has returned last, and with the outcome of
+	// all that had been delivered by then. It may be called while Run runs. Where no call of it comes, because the disk
+	// fails, the sink waits for a while and then goes on without.
+	Settle()
+}
+
+// settlement counts what a Settler has delivered, and how much of that the broker may forget. A sink of which nobody ever
+// asks the position has no journal behind it, and holds nothing back. The zero value is ready, and safe for concurrent use.
+type settlement struct {
+	mu                        sync.Mutex
+	delivered, asked, written uint64
+	journal                   bool
+}
+
+// next counts a message that has been delivered, and returns its number.
+func (s *settlement) next() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.delivered++
+	return s.delivered
+}
+
+// ask notes that the journal is about to be written.
+func (s *settlement) ask() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journal, s.asked = true, s.delivered
+}
+
+// settle notes that it was written, and reports whether there is more that the broker may forget.
+func (s *settlement) settle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	more := s.asked > s.written
+	s.written = s.asked
+	return more
+}
+
+// free returns the number of the last message that the broker may forget.
+func (s *settlement) free() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.journal {
+		return s.delivered
+	}
+	return s.written
 }
 
 // LookBacker is implemented by sinks whose broker keeps messages and finds them by the time at which they

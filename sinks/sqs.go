@@ -117,13 +117,12 @@ type sqsSink struct {
 	claimed   time.Time            // the queue was empty then
 	unsettled map[string]*sqsTaken // delivered, and perhaps coming again, by message id
 
-	mu  sync.Mutex
-	age float64 // seconds that the last message had been in the queue; 0 when it is empty, negative when not known
-	// What the journal does not have yet is not deleted: it comes again should the process be killed. The journal asks for
-	// the position, writes, and asks again.
-	delivered, asked, written uint64
-	journal                   bool
-	read                      time.Time // when the queue was read last
+	mu   sync.Mutex
+	age  float64   // seconds that the last message had been in the queue; 0 when it is empty, negative when not known
+	read time.Time // when the queue was read last
+
+	// What the journal does not have yet is not deleted: it comes again should the process be killed.
+	open settlement
 }
 
 // sqsTaken is a message that was delivered and has to be deleted.
@@ -139,13 +138,15 @@ type sqsTaken struct {
 func (s *sqsSink) Position() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.journal = true
-	s.written, s.asked = s.asked, s.delivered
+	s.open.ask()
 	if s.read.IsZero() {
 		return map[string]string{}
 	}
 	return map[string]string{s.c.Name(): s.read.UTC().Format(time.RFC3339)}
 }
+
+// Settle implements Settler.
+func (s *sqsSink) Settle() { s.open.settle() }
 
 // Resume implements Resumer.
 func (s *sqsSink) Resume(parts map[string]string) {
@@ -359,11 +360,7 @@ func (s *sqsSink) deliver(f *Feed, got []types.Message) (others []types.Message)
 			others = append(others, got[i])
 			continue
 		}
-		s.mu.Lock()
-		s.delivered++
-		t := &sqsTaken{receipt: aws.ToString(got[i].ReceiptHandle), seq: s.delivered, at: time.Now(), hold: ours}
-		s.mu.Unlock()
-		s.remember(id, t)
+		s.remember(id, &sqsTaken{receipt: aws.ToString(got[i].ReceiptHandle), seq: s.open.next(), at: time.Now(), hold: ours})
 	}
 	if old {
 		f.Gap("expired") // some may have been older
@@ -417,12 +414,7 @@ func (s *sqsSink) message(m *types.Message) (out Message) {
 // delete deletes what need not come again: the messages of others, and heartbeats that the journal has, if there is
 // one. What the service refuses to delete is told, and tried again when it comes again.
 func (s *sqsSink) delete(ctx context.Context, f *Feed, url string) error {
-	s.mu.Lock()
-	free := s.written
-	if !s.journal {
-		free = s.delivered
-	}
-	s.mu.Unlock()
+	free := s.open.free()
 	var ids []string
 	for id, t := range s.unsettled {
 		if t.receipt == "" {

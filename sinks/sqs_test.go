@@ -450,7 +450,7 @@ func TestSQSHoldsForTheJournal(t *testing.T) {
 		if q.left() != 1 {
 			t.Error("deleted before it was written")
 		}
-		s.Position() // was written
+		s.Settle()
 		sqsPass(2 * time.Second)
 		if q.left() != 0 {
 			t.Error("not deleted after it was written")
@@ -505,7 +505,7 @@ func TestSQSFIFODeletesSoon(t *testing.T) {
 		q.put(&sqsHeld{body: tokenOf(1)})
 		sqsPass(500 * time.Millisecond)
 		s.Position()
-		s.Position()
+		s.Settle()
 		sqsPass(2 * time.Second)
 		if q.left() > 0 {
 			t.Error("a heartbeat that the journal has keeps back its group")

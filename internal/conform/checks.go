@@ -540,6 +540,9 @@ func (s *suite) position() {
 				return
 			case <-time.After(time.Millisecond):
 				second.(sinks.Resumer).Position()
+				if r, ok := second.(sinks.Settler); ok {
+					r.Settle()
+				}
 			}
 		}
 	})

@@ -118,6 +118,9 @@ func (k *keeper) write() {
 		k.failed(err)
 		return
 	}
+	for s := range k.rows {
+		s.settle()
+	}
 	k.whole = false
 	k.down.Store(false)
 	if k.failing {
@@ -190,14 +193,35 @@ func (s *sinkRun) position() (pos map[string]string) {
 		pos = r.Position()
 	}()
 	if err != nil {
-		if text := err.Error(); text != s.positionErr { // it is asked every second
-			s.positionErr = text
-			s.log.With(conn.StackOf(err)...).Error("the position of the sink", "err", err)
-		}
+		s.positionFailed(err)
 		return nil
 	}
 	s.positionErr = ""
 	return pos
+}
+
+// settle lets the sink's broker forget what the journal has by now.
+func (s *sinkRun) settle() {
+	r, ok := s.sink.(sinks.Settler)
+	if !ok {
+		return
+	}
+	var err error
+	func() {
+		defer conn.Contain(&err)
+		r.Settle()
+	}()
+	if err != nil {
+		s.positionFailed(err)
+	}
+}
+
+// positionFailed tells of an error once: it may come every second.
+func (s *sinkRun) positionFailed(err error) {
+	if text := err.Error(); text != s.positionErr {
+		s.positionErr = text
+		s.log.With(conn.StackOf(err)...).Error("the position of the sink", "err", err)
+	}
 }
 
 // watch adds the timestamps of a watch, and what has changed in its accounts.

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lag-monitor/lag-monitor/internal/config"
+	"github.com/lag-monitor/lag-monitor/internal/conform/memory"
 	"github.com/lag-monitor/lag-monitor/internal/heartbeat"
 	"github.com/lag-monitor/lag-monitor/internal/journal"
 	"github.com/lag-monitor/lag-monitor/internal/metrics"
@@ -564,4 +567,80 @@ func TestListenerRestarts(t *testing.T) {
 			t.Errorf("%v", m)
 		}
 	})
+}
+
+// settler is a sink whose broker forgets what was settled. It notes who is called.
+type settler struct {
+	sinks.Sink
+	panics bool
+
+	mu    sync.Mutex
+	calls []string
+}
+
+func (s *settler) Validate() error           { return nil }
+func (s *settler) Open() (sinks.Sink, error) { return s, nil }
+func (s *settler) Resume(map[string]string)  {}
+
+func (s *settler) Position() map[string]string {
+	s.note("position")
+	return nil
+}
+
+func (s *settler) Settle() {
+	s.note("settle")
+	if s.panics {
+		panic("a driver's mistake")
+	}
+}
+
+func (s *settler) note(call string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, call)
+}
+
+// during returns the calls of a time.
+func (s *settler) during(d time.Duration) []string {
+	s.mu.Lock()
+	s.calls = nil
+	s.mu.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.calls)
+}
+
+// A broker forgets nothing that the journal could not be told.
+func TestSettle(t *testing.T) {
+	for _, panics := range []bool{false, true} {
+		sim(t, func(r *rig) {
+			shelf := r.journaled()
+			inner, err := (&memory.SinkConfig{Queue: r.queue}).Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &settler{Sink: inner, panics: panics}
+			r.cfg.Sinks["out"].Config = s
+			r.start()
+			calls := s.during(10 * time.Second)
+			if len(calls) < 18 {
+				t.Errorf("calls in ten seconds: %q", calls)
+			}
+			for i, call := range calls {
+				if want := []string{"position", "settle"}[i%2]; call != want {
+					t.Errorf("call %d was %s, want %s", i, call, want)
+				}
+			}
+			shelf.full.Store(true)
+			if calls := s.during(10 * time.Second); slices.Contains(calls, "settle") || len(calls) < 9 {
+				t.Errorf("calls while nothing could be written: %q", calls)
+			}
+			shelf.full.Store(false)
+			if calls := s.during(3 * time.Second); !slices.Contains(calls, "settle") {
+				t.Errorf("calls when it was written again: %q", calls)
+			}
+		})
+	}
 }
