@@ -55,6 +55,9 @@ type KafkaOptions struct {
 	Data string
 	// Config adds or replaces broker settings.
 	Config map[string]string
+	// Join makes it the second broker of a cluster with one that runs already, of the same version, which stays the
+	// controller and so has to outlive it.
+	Join *KafkaServer
 }
 
 // KafkaServer is one broker in KRaft combined mode. Topics are not created by use.
@@ -62,6 +65,9 @@ type KafkaServer struct {
 	*Process
 	Version string // the exact version, such as 4.3.0
 	Addr    string // plain listener, host:port; always there
+
+	controller string // host:port
+	brokers    int    // how many there have to be
 
 	SASLAddr    string      // SASL without TLS; empty unless SASL
 	TLSAddr     string      // TLS without SASL; empty unless TLS
@@ -104,11 +110,17 @@ func Kafka(t testing.TB, opts KafkaOptions) *KafkaServer {
 	if err := os.CopyFS(data, os.DirFS(filepath.Join(home, "formatted"))); err != nil {
 		t.Fatal(err)
 	}
-	k := &KafkaServer{Version: strings.TrimSpace(string(version))}
-
-	controller := loopback(freePort(t))
-	listeners := []string{"CONTROLLER://" + controller}
-	var advertised []string
+	k := &KafkaServer{Version: strings.TrimSpace(string(version)), brokers: 1}
+	var listeners, advertised []string
+	id, roles := "1", "broker"
+	if opts.Join == nil {
+		roles += ",controller"
+		k.controller = loopback(freePort(t))
+		listeners = append(listeners, "CONTROLLER://"+k.controller)
+	} else {
+		id, k.controller, k.brokers = "2", opts.Join.controller, 2
+		joins(t, data)
+	}
 	protocols := []string{"CONTROLLER:PLAINTEXT"}
 	listen := func(name, protocol string) string {
 		addr := loopback(freePort(t))
@@ -118,9 +130,9 @@ func Kafka(t testing.TB, opts KafkaOptions) *KafkaServer {
 		return addr
 	}
 	config := map[string]string{
-		"process.roles":                            "broker,controller",
-		"node.id":                                  "1",
-		"controller.quorum.voters":                 "1@" + controller,
+		"process.roles":                            roles,
+		"node.id":                                  id,
+		"controller.quorum.voters":                 "1@" + k.controller,
 		"controller.listener.names":                "CONTROLLER",
 		"inter.broker.listener.name":               "PLAIN",
 		"log.dirs":                                 data,
@@ -216,6 +228,21 @@ func Kafka(t testing.TB, opts KafkaOptions) *KafkaServer {
 	return k
 }
 
+// joins makes formatted data those of the second broker of a cluster.
+func joins(t testing.TB, data string) {
+	t.Helper()
+	path := filepath.Join(data, "meta.properties")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := strings.Replace(string(text), "node.id=1", "node.id=2", 1)
+	lines := slices.DeleteFunc(strings.Split(second, "\n"), func(l string) bool { return strings.HasPrefix(l, "directory.id=") }) // the broker draws one
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // ready wants a broker that has joined the cluster and leads every partition there is.
 func (k *KafkaServer) ready(ctx context.Context) error {
 	// Without this look a client would wait and retry for a long time.
@@ -230,7 +257,7 @@ func (k *KafkaServer) ready(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(m.Brokers) != 1 || m.Controller.Port == 0 {
+		if len(m.Brokers) != k.brokers || m.Controller.Port == 0 {
 			return fmt.Errorf("%d brokers, controller %+v", len(m.Brokers), m.Controller)
 		}
 		return serving(ctx, c, m.Topics)
@@ -309,14 +336,66 @@ func (k *KafkaServer) CreateTopic(name string, partitions int, config ...string)
 	for i := 0; i+1 < len(config); i += 2 {
 		topic.ConfigEntries = append(topic.ConfigEntries, kafka.ConfigEntry{ConfigName: config[i], ConfigValue: config[i+1]})
 	}
-	k.change("create topic "+name, kafka.TopicAlreadyExists, func(c *kafka.Client) error {
+	k.create(topic)
+	k.awaitPartitions(name, partitions)
+}
+
+// CreateReplicated creates a topic on both brokers of a cluster, which lead its partitions in turn, and returns when each
+// of them can be used.
+func (k *KafkaServer) CreateReplicated(name string, partitions int) {
+	k.t.Helper()
+	topic := kafka.TopicConfig{Topic: name, NumPartitions: -1, ReplicationFactor: -1}
+	for i := range partitions {
+		topic.ReplicaAssignments = append(topic.ReplicaAssignments, kafka.ReplicaAssignment{Partition: i, Replicas: []int{1 + i%2, 2 - i%2}})
+	}
+	k.create(topic)
+	k.awaitPartitions(name, partitions)
+}
+
+func (k *KafkaServer) create(topic kafka.TopicConfig) {
+	k.t.Helper()
+	k.change("create topic "+topic.Topic, kafka.TopicAlreadyExists, func(c *kafka.Client) error {
 		resp, err := c.CreateTopics(context.Background(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{topic}})
 		if err != nil {
 			return err
 		}
-		return resp.Errors[name]
+		return resp.Errors[topic.Topic]
 	})
-	k.awaitPartitions(name, partitions)
+}
+
+// Lead makes one of the brokers of a cluster the leader of a partition of a replicated topic, and returns when it leads.
+func (k *KafkaServer) Lead(name string, partition, broker int) {
+	k.t.Helper()
+	k.change(fmt.Sprintf("prefer broker %d for partition %d of %s", broker, partition, name), nil, func(c *kafka.Client) error {
+		resp, err := c.AlterPartitionReassignments(context.Background(), &kafka.AlterPartitionReassignmentsRequest{
+			Topic:       name,
+			Assignments: []kafka.AlterPartitionReassignmentsRequestAssignment{{PartitionID: partition, BrokerIDs: []int{broker, 3 - broker}}},
+			Timeout:     10 * time.Second,
+		})
+		if err != nil {
+			return err
+		}
+		if resp.Error != nil {
+			return resp.Error
+		}
+		return resp.PartitionResults[0].Error
+	})
+	k.await(fmt.Sprintf("broker %d leads partition %d of %s", broker, partition, name), func(c *kafka.Client) error {
+		elected, err := c.ElectLeaders(context.Background(), &kafka.ElectLeadersRequest{Topic: name, Partitions: []int{partition}, Timeout: 10 * time.Second})
+		if err != nil {
+			return err
+		}
+		m, err := c.Metadata(context.Background(), &kafka.MetadataRequest{Topics: []string{name}})
+		if err != nil {
+			return err
+		}
+		for _, p := range m.Topics[0].Partitions {
+			if p.ID == partition && p.Leader.ID == broker {
+				return nil
+			}
+		}
+		return fmt.Errorf("the broker says %+v, and of the election %+v", m.Topics, elected)
+	})
 }
 
 // DeleteTopic deletes a topic and returns when the broker does not know it any more.
