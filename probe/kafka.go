@@ -446,9 +446,21 @@ func (s *kafkaSender) send(ctx context.Context, entries []kafkaEntry) {
 	s.queue = nil
 	s.mu.Unlock()
 
-	s.exchange(ctx, append([]*kafkaCall{{entries: entries}}, others...))
+	calls := append([]*kafkaCall{{entries: entries}}, others...)
+	err := func() (err error) {
+		defer conn.Contain(&err) // the caller may be a goroutine of InjectBatch, whose panic nobody else could contain
+		s.exchange(ctx, calls)
+		return nil
+	}()
 
 	s.mu.Lock()
+	if err != nil {
+		s.fail(calls, true, err)
+		if s.conn != nil {
+			s.conn.Close()
+			s.conn = nil
+		}
+	}
 	for _, c := range others {
 		close(c.ready)
 	}
@@ -511,23 +523,25 @@ func (s *kafkaSender) await(ctx context.Context, call *kafkaCall, entries []kafk
 	return false
 }
 
-// exchange sends the calls in one request and sets the errors of all entries.
-func (s *kafkaSender) exchange(ctx context.Context, calls []*kafkaCall) {
-	fail := func(sent bool, err error) {
-		err = fmt.Errorf("topic %s: broker %s: %w", s.in.cfg.Topic, s.address, err)
-		if !sent {
-			err = Refused(err)
-		}
-		for _, c := range calls {
-			for _, e := range c.entries {
-				*e.err = err
-			}
+// fail sets the errors of all entries. What may have been sent is not refused.
+func (s *kafkaSender) fail(calls []*kafkaCall, sent bool, err error) {
+	err = fmt.Errorf("topic %s: broker %s: %w", s.in.cfg.Topic, s.address, err)
+	if !sent {
+		err = Refused(err)
+	}
+	for _, c := range calls {
+		for _, e := range c.entries {
+			*e.err = err
 		}
 	}
+}
+
+// exchange sends the calls in one request and sets the errors of all entries.
+func (s *kafkaSender) exchange(ctx context.Context, calls []*kafkaCall) {
 	c, err := s.connection(ctx)
 	if err != nil {
 		s.in.suspect()
-		fail(false, err)
+		s.fail(calls, false, err)
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -538,7 +552,7 @@ func (s *kafkaSender) exchange(ctx context.Context, calls []*kafkaCall) {
 			err = fmt.Errorf("no answer: %w", ctx.Err())
 		}
 		s.in.suspect()
-		fail(sent, err)
+		s.fail(calls, sent, err)
 	}
 	if err != nil || !stopped || c.Expired() {
 		s.mu.Lock()

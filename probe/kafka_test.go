@@ -169,6 +169,31 @@ func TestKafkaConcurrent(t *testing.T) {
 	}
 }
 
+// A mistake in the driver ends neither the process nor the injections after it, and leaves open what became of a heartbeat.
+func TestKafkaPanics(t *testing.T) {
+	f := fakeKafka(t, 2, 2)
+	in := openKafka(t, f.ListenAddrs())
+	l, err := in.layout(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.leaders[0] == l.leaders[1] {
+		t.Fatalf("one broker leads both partitions: %v", l.leaders)
+	}
+	for id, address := range l.Brokers {
+		in.senders[id] = &kafkaSender{in: &kafkaInjector{cfg: in.cfg}, address: address} // has no context
+	}
+	for range 2 {
+		errs := make([]error, 2)
+		in.InjectBatch(t.Context(), []*Message{kafkaMessage(0, 1), kafkaMessage(1, 1)}, errs)
+		for _, err := range errs {
+			if p := new(conn.PanicError); !errors.As(err, &p) || IsRefused(err) {
+				t.Errorf("%v, refused %t; want a panic that leaves it open", err, IsRefused(err))
+			}
+		}
+	}
+}
+
 // The outcome is refused exactly when nothing was written.
 func TestKafkaOutcomes(t *testing.T) {
 	f := fakeKafka(t, 1, 1)
