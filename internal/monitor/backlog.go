@@ -2,7 +2,9 @@ package monitor
 
 import (
 	"context"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
 	"github.com/lag-monitor/lag-monitor/sinks"
@@ -37,12 +39,22 @@ func (s *sinkRun) pollBacklog(ctx context.Context, b sinks.Backlogger) {
 		switch {
 		case err == nil:
 			told = ""
-		case err.Error() != told:
-			told = err.Error()
+		case wordsOf(err) != told:
+			told = wordsOf(err)
 			s.feed.Error(err)
 		}
 		pause.Reset(backlogEvery)
 	}
+}
+
+// wordsOf is the text of an error without its digits: ports and numbers of requests make each of a row another one.
+func wordsOf(err error) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, err.Error())
 }
 
 func askBacklog(ctx context.Context, b sinks.Backlogger) (found []sinks.Backlog, err error) {

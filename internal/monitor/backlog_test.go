@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -97,7 +96,9 @@ func TestBacklog(t *testing.T) {
 		if got := shown(); got != all || times() != 4 {
 			t.Errorf("after a minute %s, asked %d times", got, times())
 		}
-		set(func(context.Context) ([]sinks.Backlog, error) { return nil, errors.New("no such queue") })
+		set(func(context.Context) ([]sinks.Backlog, error) {
+			return nil, fmt.Errorf("127.0.0.1:%d: no such queue", 40000+times()) // from another port each time
+		})
 		time.Sleep(time.Minute)
 		if got := shown(); got != "" || errs() != 1 {
 			t.Errorf("while it is not known: %s, %d errors", got, errs())
