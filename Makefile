@@ -48,7 +48,7 @@ docker: ## Build the container image lag-monitor:VERSION.
 
 ##@ Check
 .PHONY: test test-short lint modules servers unit e2e conform waiting faults soak sim mutants together nested image
-test: lint modules servers unit waiting faults together image ## All that the CI runs, on real servers that it fetches and starts itself.
+test: lint modules servers together waiting image ## All that the CI runs, on real servers that it fetches and starts itself.
 
 test-short: ## Tests that need neither servers nor patience.
 	@echo "Left out: all tests on real Kafka, Kinesis, Prometheus and Alertmanager, and those that are slow. make test runs them."
@@ -67,18 +67,19 @@ modules: ## The modules are what go.sum says, and each go.mod is tidy.
 servers: ## Fetch the real servers for the tests: once, into LAG_MONITOR_TEST_SERVERS.
 	$(call step,servers,bash internal/servers/install.sh)
 
-# The longest ones go first, so that none of them is left over at the end.
-LONGEST := ./sinks ./internal/web ./rules ./internal/servers ./probe
+# The longest ones go first, so that none of them is left over at the end. Those of sinks are shared out, since they wait.
+LONGEST := ./internal/web ./rules ./internal/servers ./probe
+REST = go test $(RACE) -shuffle=on -timeout 20m $$(go list $(LONGEST) ./... | awk "!/\/(sinks|internal\/(conform|e2e|faults))$$/ && !seen[\$$0]++")
 unit: ## All tests of this module, with the race detector. Fuzz targets run their seeds.
-	$(call step,go test,go test $(RACE) -shuffle=on -timeout 20m $$(go list $(LONGEST) ./... | awk '!/\/internal\/(conform|e2e|faults)$$/ && !seen[$$0]++'))
+	$(call step,go test,NICE=0 scripts/beside.sh 'scripts/shards.sh sinks $(SHARDS) $(RACE)' '$(REST)')
 
 e2e: servers ## The tests of the binary from outside, between real servers.
 	$(call step,go test ./internal/e2e,go test $(RACE) -shuffle=on -timeout 30m ./internal/e2e)
 
-# SHARDS is how many transports are tested at once.
+# SHARDS is how many processes the tests of transports are shared out to.
 SHARDS ?= 5
 conform: servers ## The conformance suite: each transport against its real server.
-	$(call step,conformance suite,scripts/shards.sh $(SHARDS) $(RACE))
+	$(call step,conformance suite,scripts/shards.sh internal/conform $(SHARDS) $(RACE))
 
 # The nested modules wait, too: for a service that defers.
 waiting: servers ## The tests of make conform, make e2e and make nested side by side.
@@ -106,9 +107,11 @@ sim: ## The monitor against the oracle: 10,000 simulated runs with over a millio
 mutants: ## Break each rule of the accounts in turn, and require a simulated run to see it.
 	$(call step,mutants,go test ./internal/sim -run 'TestMutants$$' -mutants -v -timeout 30m)
 
-# A soak mostly waits, and simulated runs only compute.
-together: servers ## Five minutes of make soak, with make sim and make mutants in its background.
-	$(call step,soak beside simulated runs,scripts/beside.sh '$(MAKE) sim mutants' '$(MAKE) soak SOAK=5m')
+# A soak and faults mostly wait, and are held against the clock: what may take its time stands back for them. Simulated
+# runs only compute, so they may stand back for ever; unit tests have deadlines of their own.
+together: servers ## Five minutes of make soak beside make unit and make mutants, then make faults beside make sim.
+	$(call step,soak beside unit and mutants,NICE=5 scripts/beside.sh '$(MAKE) unit mutants' '$(MAKE) soak SOAK=5m')
+	$(call step,faults beside simulated runs,scripts/beside.sh '$(MAKE) sim' '$(MAKE) faults')
 
 # They read files outside of their module, which go test does not look at to tell whether it has to run again.
 nested: ## The tests of the modules inside this one.

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# shards.sh N [FLAG...]: runs the tests of internal/conform in N processes at once, each with its share, built with the
-# flags. Nearly all of their time is waiting, and in one process they wait one after the other, since each looks for
+# shards.sh PACKAGE N [FLAG...]: runs the tests of a package in N processes at once, each with its share, built with the
+# flags. For packages that nearly always wait: in one process their tests wait one after the other, since each looks for
 # goroutines that the one before left behind.
 set -uo pipefail
-n=$1
-shift
-cd "$(dirname "$0")/../internal/conform" || exit
+pkg=$1 n=$2
+shift 2
+cd "$(dirname "$0")/../$pkg" || exit
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-go test "$@" -c -o "$tmp/conform.test" . || exit
-list=$("$tmp/conform.test" -test.list '^Test') || { echo "$list"; exit 1; }
-mapfile -t tests < <(grep '^Test' <<<"$list" | grep -v '^TestConformance$')
+go test "$@" -c -o "$tmp/shard.test" . || exit
+list=$("$tmp/shard.test" -test.list '^(Test|Fuzz|Example)') || { echo "$list"; exit 1; }
+mapfile -t tests < <(grep -E '^(Test|Fuzz|Example)' <<<"$list" | grep -v '^TestConformance$')
+# TestConformance takes its share of the transports by itself.
+own=$(grep '^TestConformance$' <<<"$list")
 pids=()
 for i in $(seq 0 $((n - 1))); do
-	# TestConformance takes its share of the transports by itself.
-	run='^(TestConformance'
-	for ((j = i; j < ${#tests[@]}; j += n)); do run+="|${tests[j]}"; done
-	"$tmp/conform.test" -test.run "$run)\$" -test.shuffle=on -test.timeout=30m -shard "$i/$n" >"$tmp/$i.out" 2>&1 &
+	run=$own
+	for ((j = i; j < ${#tests[@]}; j += n)); do run+="${run:+|}${tests[j]}"; done
+	"$tmp/shard.test" -test.run "^($run)\$" -test.shuffle=on -test.timeout=30m ${own:+-shard "$i/$n"} >"$tmp/$i.out" 2>&1 &
 	pids+=($!)
 done
 status=0
 for i in "${!pids[@]}"; do
 	wait "${pids[i]}" || status=1
-	echo "-- internal/conform, $((i + 1)) of $n"
+	echo "-- $pkg, $((i + 1)) of $n"
 	cat "$tmp/$i.out"
 done
 exit $status

@@ -587,7 +587,7 @@ func (s *amqpQueue) Run(ctx context.Context, f *Feed) error {
 	return nil
 }
 
-func (s *amqpQueue) run(ctx context.Context, f *Feed) error {
+func (s *amqpQueue) run(ctx context.Context, f *Feed) (err error) {
 	l, ctx, end, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -598,6 +598,12 @@ func (s *amqpQueue) run(ctx context.Context, f *Feed) error {
 		return err
 	}
 	name := s.queue()
+	defer func() {
+		// The broker says so by itself or answers a question with it, whichever comes first.
+		if conn.ClassOf(err) == conn.Missing && s.known {
+			s.lost = "recreated"
+		}
+	}()
 	var deliveries <-chan amqp.Delivery
 	err = l.Do(ctx, amqpAnswer, func() (err error) {
 		if err = a.ch.Qos(amqpPrefetch, 0, false); err != nil {
@@ -640,11 +646,7 @@ func (s *amqpQueue) run(ctx context.Context, f *Feed) error {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				err := a.ended(ctx)
-				if errors.Is(err, errAMQPDeleted) {
-					s.lost = "recreated"
-				}
-				return fmt.Errorf("queue %s: %w", name, err)
+				return fmt.Errorf("queue %s: %w", name, a.ended(ctx))
 			}
 			if err := w.deliver(&d); err != nil {
 				return fmt.Errorf("queue %s: acknowledge: %w", name, l.Err(err))
