@@ -10,14 +10,12 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 go test "$@" -c -o "$tmp/shard.test" . || exit
 list=$("$tmp/shard.test" -test.list '^(Test|Fuzz|Example)') || { echo "$list"; exit 1; }
-mapfile -t tests < <(grep -E '^(Test|Fuzz|Example)' <<<"$list" | grep -v '^TestConformance$')
-# TestConformance takes its share of the transports by itself.
-own=$(grep '^TestConformance$' <<<"$list")
+mapfile -t tests < <(grep -E '^(Test|Fuzz|Example)' <<<"$list")
 pids=()
 for i in $(seq 0 $((n - 1))); do
-	run=$own
+	run=
 	for ((j = i; j < ${#tests[@]}; j += n)); do run+="${run:+|}${tests[j]}"; done
-	"$tmp/shard.test" -test.run "^($run)\$" -test.shuffle=on -test.timeout=30m ${own:+-shard "$i/$n"} >"$tmp/$i.out" 2>&1 &
+	"$tmp/shard.test" -test.run "^($run)\$" -test.shuffle=on -test.timeout=30m >"$tmp/$i.out" 2>&1 &
 	pids+=($!)
 done
 status=0

@@ -1,9 +1,12 @@
 package conform_test
 
 import (
+	"bytes"
 	"flag"
-	"fmt"
+	"os"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lag-monitor/lag-monitor/internal/conform"
@@ -36,19 +39,54 @@ func harnesses() []conform.Harness {
 	}
 }
 
-// shard is which part of the harnesses TestConformance runs, as "0/3": see scripts/shards.sh.
-var shard = flag.String("shard", "0/1", "the part `I/N` of the transports that TestConformance runs")
+// alone is the transport that a process of TestConformance runs.
+var alone = flag.String("alone", "", "the one transport that TestConformance runs, in this process; by default each has a process of its own")
 
+// sideBySide is how many transports are tested at once. They mostly wait.
+const sideBySide = 4
+
+// TestConformance runs each transport in a process of its own: each check looks for goroutines that are left over, so that
+// within one process they would all wait one after the other.
 func TestConformance(t *testing.T) {
-	var mine, of int
-	if _, err := fmt.Sscanf(*shard, "%d/%d", &mine, &of); err != nil || mine < 0 || mine >= of {
-		t.Fatalf("-shard %s: want I/N with 0 <= I < N", *shard)
-	}
-	for i, h := range harnesses() {
-		if i%of != mine {
+	// Whoever asks for one check, or one transport, wants it here.
+	here := *alone != "" || strings.Contains(flag.Lookup("test.run").Value.String(), "/")
+	room := make(chan struct{}, sideBySide)
+	for _, h := range harnesses() {
+		if *alone != "" && h.Name() != *alone {
 			continue
 		}
-		t.Run(h.Name(), func(t *testing.T) { conform.Run(t, h) })
+		t.Run(h.Name(), func(t *testing.T) {
+			if here {
+				conform.Run(t, h)
+				return
+			}
+			t.Parallel()
+			room <- struct{}{}
+			defer func() { <-room }()
+			inItsOwnProcess(t, h.Name())
+		})
+	}
+}
+
+// inItsOwnProcess runs TestConformance for one transport, with the flags that this process was given.
+func inItsOwnProcess(t *testing.T, name string) {
+	t.Helper()
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
+		for _, not := range []string{"run", "testlogfile", "coverprofile", "gocoverdir", "count", "v"} {
+			if strings.HasPrefix(arg, "-test."+not+"=") {
+				return true
+			}
+		}
+		return false
+	})
+	cmd := exec.CommandContext(t.Context(), os.Args[0], append(args, "-test.run=^TestConformance$", "-test.v", "-alone="+name)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	} else if !bytes.Contains(out, []byte("--- PASS: TestConformance/"+name)) && !bytes.Contains(out, []byte("--- SKIP: TestConformance/"+name)) {
+		t.Errorf("it ran nothing:\n%s", out)
+	} else {
+		t.Logf("%s", out)
 	}
 }
 
