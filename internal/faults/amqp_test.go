@@ -276,12 +276,7 @@ func amqpRows() []*row {
 		},
 		&row{
 			name: "stream_sink_partition", does: "the destination is a stream, and refuses the monitor alone for 10 s", variant: "stream",
-			fault: func(t *testing.T, f *field) {
-				f.destProxy.Set(servers.Faults{Refuse: true})
-				f.destProxy.Cut()
-				wait(t, 10*time.Second)
-				f.destProxy.Set(servers.Faults{})
-			},
+			fault: sinkRefused(10 * time.Second),
 		},
 		&row{
 			name: "stream_duplicates", does: "the destination is a stream; 1 in 5 is delivered three times", variant: "stream", interval: 100 * time.Millisecond, fault: relayed(200),
@@ -305,20 +300,6 @@ func amqpRows() []*row {
 				fault(t, f)
 			}
 		}
-		// The broker does not tell when a message entered a queue: what the monitor could not read in time, it could not
-		// call on time either. So there is time enough.
-		switch r.name {
-		case "long_outage":
-			r.timeout = 2 * time.Minute
-		case "pipeline_stops":
-			r.untold = true // nor what came between two proofs
-		case "duplicates", "reorder", "corrupt", "late", "one_in_7_dropped", "reload", "reload_restarts", "own_queue_deleted", "stream_duplicates":
-		case "broker_restart", "broker_killed", "broker_sigstop":
-			r.timeout = time.Minute
-		default:
-			r.timeout = 25 * time.Second
-		}
-		r.settles = 3 * time.Second
 	}
-	return rows
+	return untimed(rows)
 }

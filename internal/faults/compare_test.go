@@ -74,6 +74,9 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 	onTime, late := sum("heartbeats_received_total", "timing", "on_time"), sum("heartbeats_received_total", "timing", "late")
 	dropped, doubted := sum("heartbeats_dropped_total"), sum("heartbeats_indeterminate_total")
 	gapped := sum("heartbeats_indeterminate_total", "reason", "sink_gap")
+	if f.ttl > 0 {
+		gapped += sum("heartbeats_indeterminate_total", "reason", "sink_blind") // discarded before anybody read them
+	}
 	duplicates, reordered := sum("heartbeats_duplicated_total", "kind", "duplicate"), sum("heartbeats_reordered_total")
 
 	var head, came, inTime, edge, copies int
@@ -168,7 +171,7 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 			lost+vanished, vanished, dropped, doubted, never)
 	}
 	// A send without an answer is in doubt unless it comes in time.
-	if allowed := min(unknown, max(0, never)+head-inTime+edge) + f.doubted(head-inTime+edge+res.unseen); doubted > allowed {
+	if allowed := min(unknown, max(0, never)+head-inTime+edge) + f.doubted(head-inTime+edge+res.unseen+vanishedMost); doubted > allowed {
 		wrong("%d are indeterminate; at most %d cannot be known", doubted, allowed)
 	}
 	if f.gap && res.unseen == 0 {
