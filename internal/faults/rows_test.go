@@ -325,8 +325,8 @@ func commonRowsOf(names ...string) []*row {
 	return slices.DeleteFunc(rows, func(r *row) bool { return !slices.Contains(names, r.name) })
 }
 
-// connectionsCut is for brokers whose clients have a place that the broker keeps.
-func connectionsCut() *row {
+// resetOften is for brokers whose clients have a place that the broker keeps.
+func resetOften() *row {
 	return &row{
 		name: "connections_cut", does: "all connections of the monitor are reset 20 times in 10 s", interval: 50 * time.Millisecond,
 		fault: func(t *testing.T, f *field) {
