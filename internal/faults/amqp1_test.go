@@ -54,6 +54,7 @@ func amqp1Rows() []*row {
 	rows = append(rows,
 		&row{
 			name: "own_queue_deleted", does: "the monitor's queue is deleted, and made again 10 s later", gap: true,
+			untold: true, // the broker may hand out one more over a connection that the sink has given up
 			fault: func(t *testing.T, f *field) {
 				dest := f.dest.(*amqpQueue)
 				dest.remove(t, amqpOwn(f.row))
