@@ -355,13 +355,15 @@ func untimed(rows []*row) []*row {
 			r.timeout = 2 * time.Minute
 		case "pipeline_stops":
 			r.untold = true // nor what came between two proofs
-		case "reload", "reload_restarts", "own_queue_deleted":
+		case "reload", "reload_restarts", "own_queue_deleted", "late":
 		case "broker_restart", "broker_killed", "broker_sigstop":
 			r.timeout = time.Minute
 		default:
-			if r.plan == nil {
-				r.timeout = orElse(r.timeout, 25*time.Second)
+			d := 25 * time.Second
+			if r.plan != nil {
+				d = 10 * time.Second // what is lost is waited for
 			}
+			r.timeout = orElse(r.timeout, d)
 		}
 		r.settles = 3 * time.Second
 	}
