@@ -58,6 +58,8 @@ const (
 	mqttReceive = 1000
 	// mqttLeast is the least queue limit that tells an overflow from a busy moment.
 	mqttLeast = 100
+	// mqttFarewell is what the farewell of a connection begins with.
+	mqttFarewell = "farewell"
 	// mqttSession is how long a session may be kept.
 	mqttSession = 7 * 24 * time.Hour
 )
@@ -196,6 +198,8 @@ type mqttKept struct {
 	id      string       // the client id; empty before the first Run where none is configured
 	resumed bool         // the session is of the process before
 	fresh   bool         // the broker has begun a session since the sink was ready
+	said    string       // the farewell of the connection, which the broker publishes into the session when it is over
+	unheard []string     // the farewells of connections before it that have not come
 	kept    bool         // a heartbeat came with a QoS that the broker keeps
 	loose   bool         // one came with QoS 0
 	past    [2048]uint64 // hashes of the last messages that were delivered
@@ -238,18 +242,37 @@ func (s *mqttKept) Expires() bool { return true }
 
 // Run implements Sink.
 func (s *mqttKept) Run(ctx context.Context, f *Feed) error {
-	w := &mqttWork{c: s.c, id: s.client(), f: f, lost: s.lost, earlier: s.earlier}
+	w := &mqttWork{c: s.c, id: s.client(), f: f, lost: s.lost, parted: s.parted, earlier: s.earlier}
 	w.deliver = func(m Message, p *paho.Publish) { s.deliver(f, m, p) }
 	defer func() { s.earlier = w.earlier + w.taken.Load() - w.before }()
-	return w.run(ctx, conn.MQTTSession{Expiry: time.Duration(s.c.SessionExpiry), State: s.state, Answered: s.answered})
+	farewell := conn.MQTTClientID(mqttFarewell)
+	return w.run(ctx, conn.MQTTSession{
+		Expiry: time.Duration(s.c.SessionExpiry), State: s.state,
+		Farewell: &paho.WillMessage{Topic: w.markers(), QoS: 1, Payload: []byte(farewell)},
+		Answered: func(present bool) { s.answered(present, farewell) },
+	})
 }
 
 // answered notes whether the broker had the session. One that it has begun stays in doubt until the sink is ready: the
 // connection may be lost before, and then the session is there the next time.
-func (s *mqttKept) answered(present bool) {
+func (s *mqttKept) answered(present bool, farewell string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fresh = s.fresh || !present
+	if s.said != "" {
+		s.unheard = append(s.unheard, s.said)
+	}
+	s.said = farewell
+}
+
+// parted takes the farewell of a connection: whatever has come for the session since then is behind it.
+func (s *mqttKept) parted(farewell string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if farewell == s.said {
+		s.said = "" // the broker has ended the connection, and it has not ended yet
+	}
+	s.unheard = slices.DeleteFunc(s.unheard, func(f string) bool { return f == farewell })
 }
 
 // deliver delivers a message, unless it was: the broker sends what it has no acknowledgement of again, with the same
@@ -292,11 +315,15 @@ func (s *mqttKept) lost() (lost string) {
 	case s.resumed:
 		// What was acknowledged after the journal was written for the last time does not come again.
 		lost = "restarted"
+	case len(s.unheard) > 0:
+		// Somebody else has had the session, and the messages in it. Or the broker has not noticed that the connection was
+		// lost before there was another, and publishes no farewell then.
+		lost = "taken_over"
 	case s.loose || !s.kept:
 		lost = "not_kept"
 		s.kept = false
 	}
-	s.begun, s.resumed, s.fresh, s.loose = true, false, false, false
+	s.begun, s.resumed, s.fresh, s.loose, s.unheard = true, false, false, false, nil
 	return lost
 }
 
@@ -307,10 +334,11 @@ type mqttWork struct {
 	f       *Feed
 	deliver func(Message, *paho.Publish) // called on one goroutine
 	lost    func() string                // what may have been missed before now
+	parted  func(string)                 // takes a farewell; nil where there are none
 
 	marker string // topic
 	nonce  string // of this Run
-	// taken is how many messages were delivered; busy is told when it reaches alarm.
+	// taken is how many messages have come; busy is told when it reaches alarm.
 	taken, alarm atomic.Uint64
 	// before is what taken was when the last marker that has come back was sent; earlier is how many the Runs before this
 	// had taken since theirs was. What the broker has thrown away in the meantime no marker has told yet.
@@ -326,6 +354,10 @@ type mqttMarker struct{ number, taken uint64 }
 // received takes a message.
 func (w *mqttWork) received(p *paho.Publish) {
 	if p.Topic == w.marker {
+		w.count() // it had its place in the queue of the client, too
+		if w.parted != nil && strings.HasPrefix(string(p.Payload), mqttFarewell) {
+			w.parted(string(p.Payload))
+		}
 		// One of another Run may have waited in the session.
 		if text, ok := strings.CutPrefix(string(p.Payload), w.nonce); ok {
 			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
@@ -353,6 +385,11 @@ func (w *mqttWork) received(p *paho.Publish) {
 		}
 		w.deliver(m, p)
 	}
+	w.count()
+}
+
+// count counts a message that has come.
+func (w *mqttWork) count() {
 	if w.taken.Add(1) == w.alarm.Load() {
 		select {
 		case w.busy <- struct{}{}:
@@ -360,6 +397,9 @@ func (w *mqttWork) received(p *paho.Publish) {
 		}
 	}
 }
+
+// markers returns the topic of the markers and of the farewells.
+func (w *mqttWork) markers() string { return w.c.MarkerTopic + "/" + w.id }
 
 func (w *mqttWork) run(ctx context.Context, session conn.MQTTSession) error {
 	if err := w.listen(ctx, session); ctx.Err() == nil {
@@ -369,7 +409,7 @@ func (w *mqttWork) run(ctx context.Context, session conn.MQTTSession) error {
 }
 
 func (w *mqttWork) listen(ctx context.Context, session conn.MQTTSession) error {
-	w.marker, w.nonce = w.c.MarkerTopic+"/"+w.id, conn.MQTTClientID("")+" "
+	w.marker, w.nonce = w.markers(), conn.MQTTClientID("")+" "
 	w.busy, w.back = make(chan struct{}, 1), make(chan mqttMarker, 1)
 	session.ClientID, session.ReceiveMaximum, session.Received = w.id, mqttReceive, w.received
 	session.Again = session.Expiry > 0 || w.c.ClientID != ""

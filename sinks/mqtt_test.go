@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
+	"github.com/eclipse/paho.golang/paho/session/state"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
 	"github.com/lag-monitor/lag-monitor/internal/servers"
@@ -434,6 +435,62 @@ func TestMQTTTakenOver(t *testing.T) {
 	if c := twin.(*MQTTConfig); c.ClientID != "" || c.SessionExpiry != 0 {
 		t.Errorf("the twin has the client id %q", c.ClientID)
 	}
+}
+
+// Who takes over a session takes what was in it, and the sink that comes back says so.
+func TestMQTTSessionTakenOver(t *testing.T) {
+	t.Parallel()
+	r := onMQTT(t, servers.MosquittoOptions{}, func(c *MQTTConfig) { c.ClientID, c.SessionExpiry = "one", conn.Duration(time.Hour) })
+	// other takes over the session until it has answered what was published before.
+	other := func() (leave func()) {
+		ended := make(chan struct{}, 2)
+		l := r.direct(conn.MQTTSession{ClientID: "one", Expiry: time.Hour, State: state.NewInMemory(), Received: func(p *paho.Publish) {
+			if string(p.Payload) == "end" {
+				ended <- struct{}{}
+			}
+		}})
+		return func() {
+			defer l.Close()
+			if _, err := l.Publish(t.Context(), &paho.Publish{Topic: "orders/done", QoS: 1, Payload: []byte("end")}); err != nil {
+				t.Fatal(err)
+			}
+			<-ended
+		}
+	}
+	r.run()
+	r.publish(1, false, 1)
+	r.want(nil, 1)
+	// It takes what comes from now on.
+	leave := other()
+	if err := r.ended(); conn.ClassOf(err) != conn.Network {
+		t.Errorf("Run: %v", err)
+	}
+	r.publish(1, false, 2)
+	leave()
+	r.run()
+	r.want([]string{"taken_over"}, 1)
+	// It takes what had come while the sink was away.
+	r.stop()
+	r.publish(1, false, 3)
+	other()()
+	r.run()
+	r.want([]string{"taken_over", "taken_over"}, 1)
+	// Who is back without it having been taken over has missed nothing.
+	r.proxy.Cut()
+	if err := r.ended(); conn.ClassOf(err) != conn.Network {
+		t.Errorf("Run: %v", err)
+	}
+	r.publish(1, false, 4)
+	r.run()
+	r.want([]string{"taken_over", "taken_over"}, 1, 4)
+	r.m.Stop()
+	if err := r.ended(); conn.ClassOf(err) != conn.Network {
+		t.Errorf("Run: %v", err)
+	}
+	r.m.Start()
+	r.run()
+	r.want([]string{"taken_over", "taken_over"}, 1, 4)
+	r.stop()
 }
 
 // A marker needs its permissions, and their lack is told apart from a broker that hangs.

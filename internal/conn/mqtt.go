@@ -132,6 +132,8 @@ type MQTTSession struct {
 	// Answered is told whether the broker had the session, as soon as it has let us in: also where Connect then returns
 	// an error, after which a session that the broker has begun is there the next time. nil: nobody is told.
 	Answered func(present bool)
+	// Farewell is what the broker publishes when the connection is over, however it ends. nil: nothing.
+	Farewell *paho.WillMessage
 	// ReceiveMaximum is how many messages may be under way to us that are not acknowledged; 0: the protocol's 65535.
 	ReceiveMaximum uint16
 	// Received takes each message, in order, on one goroutine of the client. The message is acknowledged when it
@@ -149,7 +151,11 @@ type MQTTLink struct {
 	raw  *mqttConn
 	ping mqttPinger
 	hide Redactor
+	will bool // the broker publishes one when the connection is over
 }
+
+// mqttWithWill is the reason with which a client ends a connection so that its will is published.
+const mqttWithWill = 0x04
 
 var errMQTTClosed = WithClass(Network, errors.New("the connection is closed"))
 
@@ -169,6 +175,9 @@ func (m *MQTT) Connect(ctx context.Context, s MQTTSession) (*MQTTLink, error) {
 		Username: m.Username, UsernameFlag: m.Username != "",
 		Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry, MaximumPacketSize: &most, RequestProblemInfo: true},
 	}
+	if s.Farewell != nil {
+		packet.WillMessage, packet.WillProperties = s.Farewell, &paho.WillProperties{MessageExpiry: &expiry}
+	}
 	if s.ReceiveMaximum > 0 {
 		packet.Properties.ReceiveMaximum = &s.ReceiveMaximum
 	}
@@ -183,7 +192,7 @@ func (m *MQTT) Connect(ctx context.Context, s MQTTSession) (*MQTTLink, error) {
 	}
 	var errs []error
 	for _, b := range brokers {
-		l := &MQTTLink{hide: hide}
+		l := &MQTTLink{hide: hide, will: s.Farewell != nil}
 		if err = l.open(ctx, b, config, packet, &s); err == nil {
 			return l, nil
 		}
@@ -332,6 +341,16 @@ func (l *MQTTLink) Drop(why error) {
 // Close says farewell and returns when nothing is received any more. It does not wait for a broker that does not answer.
 func (l *MQTTLink) Close() {
 	defer time.AfterFunc(mqttClose, func() { l.raw.Close() }).Stop()
+	if l.will {
+		// The broker ends the connection when it has read this. A next one that it saw before would replace this one, and
+		// some publish no will then.
+		if _, err := (&paho.Disconnect{ReasonCode: mqttWithWill}).Packet().WriteTo(l.raw); err == nil {
+			select {
+			case <-l.Context.Done():
+			case <-time.After(mqttClose):
+			}
+		}
+	}
 	_ = l.Disconnect(&paho.Disconnect{})
 	l.fail(errMQTTClosed)
 }

@@ -74,6 +74,9 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 	onTime, late := sum("heartbeats_received_total", "timing", "on_time"), sum("heartbeats_received_total", "timing", "late")
 	dropped, doubted := sum("heartbeats_dropped_total"), sum("heartbeats_indeterminate_total")
 	gapped := sum("heartbeats_indeterminate_total", "reason", "sink_gap")
+	if f.ttl > 0 {
+		gapped += sum("heartbeats_indeterminate_total", "reason", "sink_blind") // discarded before anybody read them
+	}
 	duplicates, reordered := sum("heartbeats_duplicated_total", "kind", "duplicate"), sum("heartbeats_reordered_total")
 
 	var head, came, inTime, edge, copies int
@@ -168,7 +171,7 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 			lost+vanished, vanished, dropped, doubted, never)
 	}
 	// A send without an answer is in doubt unless it comes in time.
-	if allowed := min(unknown, max(0, never)+head-inTime+edge) + f.doubted(head-inTime+edge+res.unseen); doubted > allowed {
+	if allowed := min(unknown, max(0, never)+head-inTime+edge) + f.doubted(head-inTime+edge+res.unseen+vanishedMost, late); doubted > allowed {
 		wrong("%d are indeterminate; at most %d cannot be known", doubted, allowed)
 	}
 	if f.gap && res.unseen == 0 {
@@ -213,9 +216,12 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 }
 
 // doubted is how many heartbeats may be in doubt for a gap or for blindness, of those that did not come in time or
-// that could not be read.
-func (f *field) doubted(missing int) int {
-	if f.gap || f.untold {
+// that could not be read; and where nobody tells when they came, of those that were read late.
+func (f *field) doubted(missing, late int) int {
+	switch {
+	case f.untold:
+		return missing + late
+	case f.gap:
 		return missing
 	}
 	return 0

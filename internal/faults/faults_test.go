@@ -13,6 +13,8 @@ var kinds = []kind{
 	{name: "nats", open: openNATS, rows: natsRows},
 	{name: "kinesis", open: openKinesis, rows: kinesisRows, atOnce: kinesisAtOnce, second: true},
 	{name: "amqp", open: openAMQP, rows: amqpRows, second: true},
+	{name: "amqp1", open: openAMQP1, rows: amqp1Rows, second: true},
+	{name: "mqtt", open: openMQTT, rows: mqttRows, second: true},
 	{name: "http", open: openHTTP, rows: httpRows, second: true},
 }
 

@@ -51,6 +51,7 @@ type row struct {
 
 	interval time.Duration // of the probe; 200ms
 	timeout  time.Duration // of the probe; 3s
+	ttl      time.Duration // of heartbeats, also when the relay puts them; 10m, which nothing waits for
 	page     time.Duration // lag that pages; 90s, which is longer than the fault and the recovery
 	pages    int           // how often it must page, since the fault lasts longer than that
 	settings string        // further keys of the sink and of the injector in YAML, such as "client_id: x, "
@@ -256,10 +257,11 @@ sinks:
   out: {%s}
 probes:
   row:
-    ttl: 10m
+    ttl: %v
     inject: {%s}
     sinks: [out]
-`, orElse(f.interval, 200*time.Millisecond), orElse(f.timeout, 3*time.Second), orElse(f.page, 90*time.Second), f.sink, f.inject)
+`, orElse(f.interval, 200*time.Millisecond), orElse(f.timeout, 3*time.Second), orElse(f.page, 90*time.Second), f.sink,
+		orElse(f.ttl, 10*time.Minute), f.inject)
 }
 
 func orElse[T comparable](v, otherwise T) T {

@@ -1,8 +1,10 @@
 package faults_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -191,12 +193,7 @@ func commonRows() []*row {
 		},
 		{
 			name: "sink_partition", does: "the destination refuses the monitor alone for 10 s",
-			fault: func(t *testing.T, f *field) {
-				f.destProxy.Set(servers.Faults{Refuse: true})
-				f.destProxy.Cut()
-				wait(t, 10*time.Second)
-				f.destProxy.Set(servers.Faults{})
-			},
+			fault: sinkRefused(10 * time.Second),
 		},
 		{
 			name: "source_partition", does: "the head refuses the monitor alone for 10 s",
@@ -220,12 +217,7 @@ func commonRows() []*row {
 			long: true, interval: 25 * time.Millisecond, page: 20 * time.Second, pages: 1, memory: 100e6,
 			// The kernel refuses more than that.
 			prefix: []string{"sh", "-c", `ulimit -d 200000; exec "$@"`, "sh"}, env: []string{"GOMEMLIMIT=60MiB"},
-			fault: func(t *testing.T, f *field) {
-				f.destProxy.Set(servers.Faults{Refuse: true})
-				f.destProxy.Cut()
-				wait(t, time.Minute)
-				f.destProxy.Set(servers.Faults{})
-			},
+			fault: sinkRefused(time.Minute),
 		},
 		{
 			name: "monitor_sigstop", does: "the monitor itself is suspended for 10 s", unnoticed: true, // all may be well before anybody has looked
@@ -325,6 +317,87 @@ func (f *field) reload(t *testing.T, changed string) {
 	}
 	f.daemon.configure(t, f.config())
 	f.daemon.Signal(syscall.SIGHUP)
+}
+
+// commonRowsOf returns those of commonRows with these names.
+func commonRowsOf(names ...string) []*row {
+	rows := commonRows()
+	return slices.DeleteFunc(rows, func(r *row) bool { return !slices.Contains(names, r.name) })
+}
+
+// resetOften is for brokers whose clients have a place that the broker keeps.
+func resetOften() *row {
+	return &row{
+		name: "connections_cut", does: "all connections of the monitor are reset 20 times in 10 s", interval: 50 * time.Millisecond,
+		fault: func(t *testing.T, f *field) {
+			for range 20 {
+				cut(f)
+				wait(t, 500*time.Millisecond)
+			}
+		},
+	}
+}
+
+// ttlExpiry is for brokers that discard what nobody has fetched in time.
+func ttlExpiry() *row {
+	return &row{
+		name: "ttl_expiry", does: "heartbeats have 4 s to live, and the destination refuses the monitor alone for 12 s", ttl: 4 * time.Second, gap: true,
+		fault: sinkRefused(12 * time.Second),
+	}
+}
+
+// untimed is for brokers that do not tell when a message entered a queue: what the monitor could not read in time, it
+// could not call on time either. So there is time enough.
+func untimed(rows []*row) []*row {
+	for _, r := range rows {
+		switch r.name {
+		case "long_outage":
+			r.timeout = 2 * time.Minute
+		case "pipeline_stops":
+			r.untold = true // nor what came between two proofs
+		case "reload", "reload_restarts", "own_queue_deleted", "late":
+		case "broker_restart", "broker_killed", "broker_sigstop":
+			r.timeout = time.Minute
+		default:
+			d := 25 * time.Second
+			if r.plan != nil {
+				d = 10 * time.Second // what is lost is waited for
+			}
+			r.timeout = orElse(r.timeout, d)
+		}
+		r.settles = 3 * time.Second
+	}
+	return rows
+}
+
+// resumeWhenUp lets the relay, which is held, go on when the sink listens again.
+func (f *field) resumeWhenUp(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		defer f.relay.resume()
+		for ctx.Err() == nil {
+			if s, err := f.daemon.scrape(ctx); err == nil && s.Sum("sink_up") == 1 {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+}
+
+// sinkRefused is a fault of the link to the destination alone.
+func sinkRefused(d time.Duration) func(*testing.T, *field) {
+	return func(t *testing.T, f *field) {
+		f.destProxy.Set(servers.Faults{Refuse: true})
+		f.destProxy.Cut()
+		wait(t, d)
+		f.destProxy.Set(servers.Faults{})
+	}
 }
 
 func slowLink(latency time.Duration) func(*testing.T, *field) {

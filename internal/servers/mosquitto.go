@@ -6,10 +6,12 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -34,6 +36,9 @@ type MosquittoServer struct {
 	TLSAddr string // empty unless TLS
 
 	TLS TLSFiles // PEM files, empty unless TLS
+
+	users     map[string]string
+	passwords string // the file with them
 }
 
 // Mosquitto starts a broker and returns when it takes connections.
@@ -51,11 +56,9 @@ func Mosquitto(t testing.TB, opts MosquittoOptions) *MosquittoServer {
 		"log_dest stdout", "log_type error", "log_type warning", "log_type notice", "per_listener_settings false", "allow_anonymous " + fmt.Sprint(len(opts.Users) == 0),
 	}
 	if len(opts.Users) > 0 {
-		var lines []string
-		for name, password := range opts.Users {
-			lines = append(lines, name+":"+mosquittoPassword(t, password))
-		}
-		config = append(config, "password_file "+writeFile(t, dir, "passwords", strings.Join(lines, "\n")+"\n"))
+		m.users, m.passwords = maps.Clone(opts.Users), filepath.Join(dir, "passwords")
+		m.writePasswords(t)
+		config = append(config, "password_file "+m.passwords)
 	}
 	if opts.ACL != "" {
 		config = append(config, "acl_file "+writeFile(t, dir, "acl", opts.ACL))
@@ -72,6 +75,23 @@ func Mosquitto(t testing.TB, opts MosquittoOptions) *MosquittoServer {
 	path := writeFile(t, dir, "mosquitto.conf", strings.Join(append(config, ""), "\n"))
 	m.Process = startProcess(t, "mosquitto", dir, func() *exec.Cmd { return exec.Command(binary, "-c", path) }, reachable(m.Addr))
 	return m
+}
+
+func (m *MosquittoServer) writePasswords(t testing.TB) {
+	t.Helper()
+	var lines []string
+	for name, password := range m.users {
+		lines = append(lines, name+":"+mosquittoPassword(t, password))
+	}
+	writeFile(t, filepath.Dir(m.passwords), filepath.Base(m.passwords), strings.Join(lines, "\n")+"\n")
+}
+
+// SetPassword changes the password of a user. The broker ends connections that were made with the old one.
+func (m *MosquittoServer) SetPassword(user, password string) {
+	m.t.Helper()
+	m.users[user] = password
+	m.writePasswords(m.t)
+	m.Signal(syscall.SIGHUP)
 }
 
 // mosquittoPassword is what the password file has of a password: PBKDF2 with SHA-512.

@@ -209,6 +209,15 @@ func (r *RabbitMQServer) MemoryAlarm() (heal func()) {
 	return func() { set("0.4") }
 }
 
+// DiskAlarm raises the alarm of a broker that is short of disk, until the returned function is called. It takes as
+// little as in a MemoryAlarm.
+func (r *RabbitMQServer) DiskAlarm() (heal func()) {
+	r.t.Helper()
+	set := func(bytes string) { r.Eval("rabbit_disk_monitor:set_disk_free_limit(" + bytes + ")") }
+	set("1000000000000000000")
+	return func() { set("1000000") }
+}
+
 // CloseConnections closes all connections as an operator would, and returns how many there were.
 func (r *RabbitMQServer) CloseConnections() int {
 	r.t.Helper()
