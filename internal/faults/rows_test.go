@@ -3,6 +3,7 @@ package faults_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,6 +133,45 @@ func (f *field) replaceDestination(t *testing.T, replace func()) {
 	}
 	f.truth.add(found, false)
 	replace()
+}
+
+// loseUnread calls lose when there are heartbeats in the destination that the monitor has not read, and has not begun to read;
+// read are the messages before them. The relay waits meanwhile.
+func (f *field) loseUnread(t *testing.T, lose func(read []message)) {
+	t.Helper()
+	f.relay.hold()
+	now := float64(time.Now().UnixMilli()) / 1000
+	f.daemon.await(t, "the sink has read everything", patience, func(s servers.Scrape) bool { return s.Sum("sink_caught_up_timestamp_seconds") > now })
+	read, err := f.dest.all(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.destProxy.Set(servers.Faults{Refuse: true})
+	defer f.destProxy.Set(servers.Faults{})
+	f.destProxy.Cut()
+	f.relay.resume()
+	f.relays(t, f.relay.counts()+5)
+	f.relay.hold()
+	defer f.relay.resume()
+	lose(read)
+}
+
+// connectionsCut resets every connection of the monitor, whatever it does at the moment.
+func connectionsCut() *row {
+	return &row{
+		name: "connections_cut", does: "all connections of the monitor are reset, five times in 10 s",
+		fault: func(t *testing.T, f *field) {
+			for range 5 {
+				cut(f)
+				wait(t, 2*time.Second)
+			}
+		},
+	}
+}
+
+// someOf returns the common rows that have these names.
+func someOf(names ...string) []*row {
+	return slices.DeleteFunc(commonRows(), func(r *row) bool { return !slices.Contains(names, r.name) })
 }
 
 // commonRows are those of every kind with a broker that is a process.
