@@ -66,9 +66,6 @@ func openAWS(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
 	}
 }
 
-// awsVisibility is how long what the monitor has received is hidden.
-const awsVisibility = 5 * time.Second
-
 // awsPipeline creates the queues and topics of a row. The destination is a topic, to which a queue of the monitor's own and one of the
 // test's are subscribed, and so is the head of the kind sns. FIFO is everything or nothing.
 func awsPipeline(t *testing.T, r *row, m *servers.MotoServer) *pipeline {
@@ -104,9 +101,12 @@ func awsPipeline(t *testing.T, r *row, m *servers.MotoServer) *pipeline {
 		return fmt.Sprintf("endpoint: %q, region: %s, request_timeout: 2s, access_key_id: {file: %q}, secret_access_key: {file: %q}", "http://"+p.Addr, servers.MotoRegion, id, secret)
 	}
 	var head *awsQueue
-	inject, headKeeps := "", time.Duration(0)
+	inject, headKeeps, hides := "", time.Duration(0), 5*time.Second
 	if strings.Contains(r.variant, "expires") {
 		headKeeps = 3 * time.Second // the service would keep it for a minute
+	}
+	if strings.Contains(r.variant, "hides") {
+		hides = 15 * time.Second // what was handed out is not to be seen long after its deadline
 	}
 	if strings.Contains(r.variant, snsHead) {
 		var url string
@@ -127,7 +127,7 @@ func awsPipeline(t *testing.T, r *row, m *servers.MotoServer) *pipeline {
 	server.own, server.ownURL = r.name+"-out"+suffix, ownURL
 	return &pipeline{
 		head: head, dest: dest, headProxy: headProxy, destProxy: destProxy, broker: m.Process, server: server, inject: inject,
-		sink: fmt.Sprintf("sqs: {queue: %s, dedicated: true, visibility: %v, %s}", server.own, awsVisibility, yaml(destProxy)),
+		sink: fmt.Sprintf("sqs: {queue: %s, dedicated: true, visibility: %v, %s}", server.own, hides, yaml(destProxy)),
 	}
 }
 
@@ -429,12 +429,11 @@ func awsOwn() []*row {
 	return []*row{
 		connectionsCut(),
 		{
-			name: "receives_lost", does: "what the destination answers does not reach the monitor for 10 s: it has handed messages out, and hides them",
+			name: "receives_lost", does: "for 10 s the messages that the monitor receives are lost on their way, each time: the service hides them for 15 s", variant: "hides",
 			fault: func(t *testing.T, f *field) {
-				f.destProxy.Set(servers.Faults{SilentDown: true})
+				of(f).dest.behave(func(operation string, _ int) awsAnswer { return awsAnswer{taken: operation == "ReceiveMessage"} })
 				wait(t, 10*time.Second)
-				f.destProxy.Cut() // or they would come after all
-				f.destProxy.Set(servers.Faults{})
+				of(f).dest.behave(nil)
 			},
 		},
 		{
@@ -574,8 +573,8 @@ func snsRows() []*row {
 	)
 	for _, r := range rows {
 		r.near = 3.5
-		if r.variant == "" {
-			r.variant, r.interval = "fifo", 2*time.Second
+		if r.variant != "expires" {
+			r.variant, r.interval = r.variant+" fifo", 2*time.Second
 		}
 		r.variant += " " + snsHead
 		if r.plan != nil {
