@@ -341,8 +341,8 @@ func postgresRows() []*row {
 		}
 		return forward
 	}
-	rows := append(someOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "packets_vanish", "sink_partition", "source_partition",
-		"answers_lost", "monitor_killed", "duplicates", "reorder", "late", "one_in_7_dropped", "reload"),
+	rows := append(someOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "packets_vanish", "slow_link", "sink_partition",
+		"source_partition", "answers_lost", "long_outage", "monitor_killed", "duplicates", "reorder", "late", "one_in_7_dropped", "reload"),
 		connectionsCut(),
 		&row{
 			name: "backends_terminated", does: "an operator ends all sessions (pg_terminate_backend), five times in 5 s", breaks: true,
@@ -440,10 +440,10 @@ func postgresRows() []*row {
 			},
 		},
 		&row{
-			name: "channel_half_open", does: "the destination is a channel; the far end of both connections vanishes without a word", variant: "channel", gap: true,
-			fault: func(_ *testing.T, f *field) {
-				f.headProxy.HalfOpen()
+			name: "channel_half_open", does: "the destination is a channel; the far end of its connection vanishes without a word", variant: "channel", gap: true,
+			fault: func(t *testing.T, f *field) {
 				f.destProxy.HalfOpen()
+				wait(t, 4*time.Second) // for it to show
 			},
 		},
 		&row{
@@ -479,6 +479,8 @@ func postgresRows() []*row {
 		case "duplicates", "reorder", "late", "one_in_7_dropped", "reload", "transaction_one_in_7_dropped", "expired_in_head", "channel_duplicates", "channel_one_in_7_dropped":
 		case "broker_restart", "broker_killed", "broker_sigstop", "standby_promoted":
 			r.timeout = time.Minute
+		case "long_outage":
+			r.timeout = 2 * time.Minute
 		case "cleaned_up":
 			r.timeout = 50 * time.Second
 		case "truncated", "channel_sink_partition", "channel_half_open", "channel_stalls":
