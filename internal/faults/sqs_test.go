@@ -437,6 +437,19 @@ func awsOwn() []*row {
 			},
 		},
 		{
+			name: "deletes_fail", does: "for 15 s nothing that the monitor has received is deleted: it comes again after 5 s",
+			fault: func(t *testing.T, f *field) {
+				of(f).dest.behave(func(operation string, _ int) awsAnswer {
+					if operation != "DeleteMessageBatch" {
+						return awsAnswer{}
+					}
+					return awsAnswer{status: http.StatusInternalServerError, code: "InternalFailure"}
+				})
+				wait(t, 15*time.Second)
+				of(f).dest.behave(nil)
+			},
+		},
+		{
 			name: "throttled", does: "every request of the monitor is throttled for 10 s",
 			fault: func(t *testing.T, f *field) {
 				for _, g := range gates(f) {
