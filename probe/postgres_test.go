@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -204,18 +205,25 @@ func TestPostgresAnswerLost(t *testing.T) {
 		func(c *PostgresConfig) { c.Statement = "insert into outbox values ($1)" })
 	proxy := servers.Proxy(t, r.server.Addr)
 	r.cfg.Server.Addresses = []string{proxy.Addr}
-	r.do("begin; lock table gate")
-	ended, cancel := r.start()
-	defer cancel()
 	second := &pgRig{t: t, server: r.server}
 	second.connect()
-	second.wait("select count(*) from pg_stat_activity where query = 'commit' and wait_event_type = 'Lock'", "1")
-	proxy.Set(servers.Faults{Silent: true}) // nor does it hear that it is to break off
-	r.do("commit")
-	second.wait("select count(*) from outbox", "1")
-	cancel()
-	if err := <-ended; err == nil || IsRefused(err) {
-		t.Errorf("%v, refused %t, want unknown", err, IsRefused(err))
+	for n, how := range []string{"given up", "reset"} {
+		r.do("begin; lock table gate")
+		ended, cancel := r.start()
+		defer cancel()
+		second.wait("select count(*) from pg_stat_activity where query = 'commit' and wait_event_type = 'Lock'", "1")
+		proxy.Set(servers.Faults{Silent: true}) // nor does it hear that it is to break off
+		r.do("commit")
+		second.wait("select count(*) from outbox", strconv.Itoa(n+1))
+		if how == "reset" {
+			proxy.Cut()
+		} else {
+			cancel()
+		}
+		if err := <-ended; err == nil || IsRefused(err) {
+			t.Errorf("%s: %v, refused %t, want unknown", how, err, IsRefused(err))
+		}
+		proxy.Set(servers.Faults{})
 	}
 }
 

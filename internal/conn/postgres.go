@@ -233,12 +233,20 @@ func PostgresBegin(mode string) string {
 	return fmt.Sprintf("begin %s; set local idle_in_transaction_session_timeout = %d", mode, postgresIdle.Milliseconds())
 }
 
+var errPostgresBroke = WithClass(Network, errors.New("the connection broke before the answer"))
+
 // Do sends commands without parameters and returns the rows of the last one, as text, and its tag.
 func (l *PostgresLink) Do(ctx context.Context, sql string) ([][][]byte, pgconn.CommandTag, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	results, err := l.Exec(ctx, sql).ReadAll()
+	answer := l.Exec(ctx, sql)
+	sent := !l.IsClosed()
+	results, err := answer.ReadAll()
 	if err != nil {
+		if sent && l.IsClosed() && PostgresUnsent(err) {
+			// It broke while the answer was awaited, of which the client says what it says of one that was closed before.
+			err = errPostgresBroke
+		}
 		return nil, pgconn.CommandTag{}, l.Error(err)
 	}
 	if len(results) == 0 {

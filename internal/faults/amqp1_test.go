@@ -49,7 +49,7 @@ func amqp1Own(r *row, dest *amqpQueue) func(*amqp.Channel) error {
 func amqp1Rows() []*row {
 	rows := append(append(commonRowsOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition",
 		"answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload"),
-		resetOften()),
+		connectionsCut(20, 50*time.Millisecond)),
 		rabbitRows()...)
 	rows = append(rows,
 		&row{

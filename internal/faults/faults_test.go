@@ -11,11 +11,14 @@ import (
 var kinds = []kind{
 	{name: "kafka", open: openKafka, rows: kafkaRows},
 	{name: "nats", open: openNATS, rows: natsRows},
-	{name: "kinesis", open: openKinesis, rows: kinesisRows, atOnce: kinesisAtOnce, second: true},
-	{name: "amqp", open: openAMQP, rows: amqpRows, second: true},
-	{name: "amqp1", open: openAMQP1, rows: amqp1Rows, second: true},
-	{name: "mqtt", open: openMQTT, rows: mqttRows, second: true},
-	{name: "http", open: openHTTP, rows: httpRows, second: true},
+	{name: "kinesis", open: openKinesis, rows: kinesisRows, atOnce: kinesisAtOnce, stage: 1},
+	{name: "amqp", open: openAMQP, rows: amqpRows, stage: 1},
+	{name: "amqp1", open: openAMQP1, rows: amqp1Rows, stage: 2},
+	{name: "mqtt", open: openMQTT, rows: mqttRows, stage: 1},
+	{name: "http", open: openHTTP, rows: httpRows, stage: 1},
+	{name: "sqs", open: openAWS, rows: sqsRows, atOnce: awsAtOnce, stage: 2},
+	{name: "sns", open: openAWS, rows: snsRows, atOnce: awsAtOnce, stage: 2},
+	{name: "postgres", open: openPostgres, rows: postgresRows, stage: 2},
 }
 
 // atOnce is how many rows run at once, apart from those that take long and those that wait for a broker. Mostly
@@ -29,16 +32,14 @@ func TestFaults(t *testing.T) {
 	w := startWatch(t)
 	table := newTable(t)
 	slots := make(chan struct{}, atOnce)
-	var first sync.WaitGroup
+	var stages [3]sync.WaitGroup
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			if !k.second {
-				first.Add(1)
-				t.Cleanup(first.Done) // when all its rows are through
-			}
+			stages[k.stage].Add(1)
+			t.Cleanup(stages[k.stage].Done) // when all its rows are through
 			t.Parallel()
-			if k.second {
-				first.Wait()
+			for earlier := range k.stage {
+				stages[earlier].Wait()
 			}
 			rows := k.rows()
 			open := k.open(t, chosen(k.name, rows))

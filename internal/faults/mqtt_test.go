@@ -297,14 +297,14 @@ func mqttRows() []*row {
 	dest := func(f *field) *mqttQueue { return f.dest.(*mqttQueue) }
 	rows := append(commonRowsOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition", "source_partition",
 		"answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload"),
-		resetOften(),
+		connectionsCut(20, 50*time.Millisecond),
 		&row{
 			name: "qos0_sink_partition", does: "with QoS 0 and without a session the destination refuses the monitor alone for 5 s", variant: "qos0", gap: true,
 			fault: sinkRefused(5 * time.Second),
 		},
 		&row{
 			name: "qos2_connections_cut", does: "with QoS 2 all connections of the monitor are reset 20 times in 10 s", variant: "qos2", interval: 20 * time.Millisecond,
-			fault: resetOften().fault,
+			fault: connectionsCut(20, 50*time.Millisecond).fault,
 		},
 		&row{
 			name: "shared_sink_partition", does: "a shared subscription; the destination refuses the monitor alone for 10 s", variant: "shared",

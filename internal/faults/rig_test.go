@@ -25,8 +25,18 @@ type pipeline struct {
 	inject, sink         string              // kind and settings in YAML, through the proxies
 
 	// The process of the broker, for rows that ask for one of their own; nil where it cannot be had.
-	broker *servers.Process
+	broker broker
 	server any // what the kind offers beside: *servers.KafkaServer, …
+}
+
+// broker is the process of a broker, with its children.
+type broker interface {
+	Stop()
+	Kill()
+	Start()
+	Pause()
+	Resume()
+	LogTail() string
 }
 
 // kind is a kind of queue. open starts what all of its rows share, and returns a function that makes a
@@ -36,8 +46,8 @@ type kind struct {
 	open func(t *testing.T, rows []*row) func(t *testing.T, r *row) *pipeline
 	rows func() []*row
 
-	second bool // its rows run when those of the others are through: all at once are too much for two cores
-	atOnce int  // how many rows run at once, apart from those of other kinds; 0: as many as there is room for
+	stage  int // its rows run when those of all earlier stages are through: all at once are too much for two cores
+	atOnce int // how many rows run at once, apart from those of other kinds; 0: as many as there is room for
 }
 
 // row is one fault.
@@ -63,6 +73,7 @@ type row struct {
 	unnoticed bool          // the fault need not have any effect
 	settles   time.Duration // how long it is left alone after it has recovered; as long as timeout
 
+	keeps    time.Duration             // how long the destination keeps a message; 0: longer than a row takes
 	breaks   bool                      // stops or kills the broker: it gets one that no other row uses at that time
 	variant  string                    // names a broker of its own, which the kind sets up for the row
 	recovers time.Duration             // the longest time of recovery; 80s
@@ -75,8 +86,9 @@ type row struct {
 	once     bool // the relay tries once, and what fails is lost
 	innocent bool // the pipeline loses nothing that the monitor could see: no drop may be declared
 
-	untold bool     // nobody tells when a message came: those that come out after a time of blindness are in doubt
-	ends   []string // lanes that end, and their series with them
+	unordered bool     // what comes again after an answer was lost comes behind others
+	untold    bool     // nobody tells when a message came: those that come out after a time of blindness are in doubt
+	ends      []string // lanes that end, and their series with them
 
 	gap  bool // messages leave the destination before they can be read: what does not come in time is in doubt
 	anew bool // the daemon or the probe starts anew: earlier heartbeats are in no account

@@ -136,6 +136,27 @@ func (f *field) replaceDestination(t *testing.T, replace func()) {
 	replace()
 }
 
+// loseUnread calls lose when there are heartbeats in the destination that the monitor has not read, and has not begun to read;
+// read are the messages before them. The relay waits meanwhile.
+func (f *field) loseUnread(t *testing.T, lose func(read []message)) {
+	t.Helper()
+	f.relay.hold()
+	now := float64(time.Now().UnixMilli()) / 1000
+	f.daemon.await(t, "the sink has read everything", patience, func(s servers.Scrape) bool { return s.Sum("sink_caught_up_timestamp_seconds") > now })
+	read, err := f.dest.all(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.destProxy.Set(servers.Faults{Refuse: true})
+	defer f.destProxy.Set(servers.Faults{})
+	f.destProxy.Cut()
+	f.relay.resume()
+	f.relays(t, f.relay.counts()+5)
+	f.relay.hold()
+	defer f.relay.resume()
+	lose(read)
+}
+
 // commonRows are those of every kind with a broker that is a process.
 func commonRows() []*row {
 	rows := []*row{
@@ -325,14 +346,14 @@ func commonRowsOf(names ...string) []*row {
 	return slices.DeleteFunc(rows, func(r *row) bool { return !slices.Contains(names, r.name) })
 }
 
-// resetOften is for brokers whose clients have a place that the broker keeps.
-func resetOften() *row {
+// connectionsCut resets every connection of the monitor, whatever it does at the moment.
+func connectionsCut(times int, interval time.Duration) *row {
 	return &row{
-		name: "connections_cut", does: "all connections of the monitor are reset 20 times in 10 s", interval: 50 * time.Millisecond,
+		name: "connections_cut", does: fmt.Sprintf("all connections of the monitor are reset, %d times in 10 s", times), interval: interval,
 		fault: func(t *testing.T, f *field) {
-			for range 20 {
+			for range times {
 				cut(f)
-				wait(t, 500*time.Millisecond)
+				wait(t, 10*time.Second/time.Duration(times))
 			}
 		},
 	}

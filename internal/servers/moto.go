@@ -32,6 +32,25 @@ type MotoServer struct {
 	Endpoint string // URL
 }
 
+// motoStart mends two things of moto before it starts: a message that comes while another one is deleted could be lost, since only one of
+// the two holds the lock; and a request that waits for messages of a FIFO queue kept a processor busy while there are some whose group is held.
+const motoStart = `
+import sys, time
+from moto.server import main
+from moto.sqs.models import Queue
+delete, wait = Queue.delete_message, Queue.wait_for_messages
+def delete_message(self, receipt_handle):
+    with self._messages_lock:
+        delete(self, receipt_handle)
+def wait_for_messages(self, timeout):
+    if self.messages:
+        time.sleep(0.05)
+    else:
+        wait(self, timeout)
+Queue.delete_message, Queue.wait_for_messages = delete_message, wait_for_messages
+main(sys.argv[1:])
+`
+
 // Moto starts a server and returns when it answers.
 func Moto(t testing.TB) *MotoServer {
 	t.Helper()
@@ -41,7 +60,7 @@ func Moto(t testing.TB) *MotoServer {
 	m.Endpoint = "http://" + m.Addr
 	port := m.Addr[len("127.0.0.1:"):]
 	m.Process = startProcess(t, "moto", dir, func() *exec.Cmd {
-		cmd := exec.Command("python3", "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-H", "127.0.0.1", "-p", port)
+		cmd := exec.Command("python3", "-c", motoStart, "-H", "127.0.0.1", "-p", port)
 		cmd.Dir = dir
 		cmd.Env = append(cmd.Environ(), "PYTHONPATH="+lib, "PYTHONDONTWRITEBYTECODE=1")
 		return cmd

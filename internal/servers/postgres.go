@@ -1,13 +1,16 @@
 package servers
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,6 +135,57 @@ func (p *PostgresServer) Stop() { p.end(syscall.SIGINT) }
 // Kill ends the server and its children at once; it recovers when it starts again. The server ends its children itself, since
 // each one is a process group of its own.
 func (p *PostgresServer) Kill() { p.end(syscall.SIGQUIT) }
+
+// Pause freezes the server and its children, each of which is a process group of its own.
+func (p *PostgresServer) Pause() {
+	p.Process.Pause() // from now on there are no more of them
+	for _, pid := range p.children() {
+		p.tell(pid, syscall.SIGSTOP)
+		for end := time.Now().Add(stopDeadline); !standsStill(pid); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				p.t.Errorf("%s: its child %d does not stand still after SIGSTOP", p.name, pid)
+				return
+			}
+		}
+	}
+}
+
+// Resume lets a paused server go on.
+func (p *PostgresServer) Resume() {
+	for _, pid := range p.children() {
+		p.tell(pid, syscall.SIGCONT)
+	}
+	p.Process.Resume()
+}
+
+func (p *PostgresServer) tell(pid int, sig syscall.Signal) {
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		p.t.Errorf("%s: signal %v to its child %d: %v", p.name, sig, pid, err)
+	}
+}
+
+// children returns the processes that the server has started, by what /proc says of all.
+func (p *PostgresServer) children() (pids []int) {
+	parent := p.Pid()
+	if parent == 0 {
+		return nil
+	}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// Behind the name, which is in brackets and may hold anything, stand the state and the parent.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
 
 // Standby makes the server, which is stopped, a standby that has lost its master, until it is promoted.
 func (p *PostgresServer) Standby() {
