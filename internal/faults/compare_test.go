@@ -34,9 +34,13 @@ func (f *field) quiesce(t *testing.T) servers.Scrape {
 		wait(t, time.Millisecond)
 	}
 	wait(t, 15*time.Millisecond)
-	f.headProxy.Set(servers.Faults{Refuse: true})
+	refuse := f.refuse
+	if refuse == nil {
+		f.headProxy.Set(servers.Faults{Refuse: true})
+		refuse = f.headProxy.Cut
+	}
 	f.daemon.await(t, "nothing is sent any more, and all outcomes are known", patience, func(s servers.Scrape) bool {
-		f.headProxy.Cut() // also one that was accepted just before
+		refuse() // also one that was accepted just before
 		return s.Sum("heartbeats_in_flight") == 0 && refused(s) >= refused(before)+5
 	})
 	f.relay.flush()

@@ -15,6 +15,7 @@ var kinds = []kind{
 	{name: "amqp", open: openAMQP, rows: amqpRows, second: true},
 	{name: "http", open: openHTTP, rows: httpRows, second: true},
 	{name: "redis", open: openRedis, rows: redisRows, atOnce: redisAtOnce, second: true},
+	{name: "file", open: openFile, rows: fileRows, second: true},
 }
 
 // atOnce is how many rows run at once, apart from those that take long and those that wait for a broker. Mostly

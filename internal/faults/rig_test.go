@@ -21,7 +21,8 @@ const patience = 90 * time.Second
 // pipeline is what a row works on: two queues of one kind, and the ways on which the daemon reaches them.
 type pipeline struct {
 	head, dest           queue
-	headProxy, destProxy *servers.FaultProxy // only the daemon goes through them
+	headProxy, destProxy *servers.FaultProxy // only the daemon goes through them; nil where there is no network
+	refuse               func()              // has the head refuse the monitor from now on; nil: its proxy does
 	inject, sink         string              // kind and settings in YAML, through the proxies
 
 	// The process of the broker, for rows that ask for one of their own; nil where it cannot be had.
