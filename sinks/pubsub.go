@@ -147,7 +147,7 @@ type pubsubSink struct {
 
 // pubsubTaken is a message that was delivered and has to be acknowledged.
 type pubsubTaken struct {
-	ack  string // empty: it could not be, and is when it comes again
+	ack  string // empty: it could not be, or was; it is when it comes again
 	seq  uint64
 	at   time.Time
 	hold bool // until the journal has it
@@ -492,8 +492,8 @@ func (s *pubsubSink) settle(ctx context.Context, client *conn.PubSubClient, f *F
 		for _, one := range part {
 			switch t := s.unsettled[one[0]]; {
 			case t == nil || t.ack != one[1]: // it has come again meanwhile
-			case refused:
-				t.ack = ""
+			case refused, t.hold:
+				t.ack, t.at = "", time.Now() // a heartbeat that was acknowledged may be on its way again
 			default:
 				delete(s.unsettled, one[0])
 			}
