@@ -20,8 +20,6 @@ import (
 func fileRows() []*row {
 	head := func(f *field) *fileQueue { return f.head.(*fileQueue) }
 	dest := func(f *field) *fileQueue { return f.dest.(*fileQueue) }
-	// A file does not tell when a line came: there is time enough for what could not be read at once.
-	const enough = 25 * time.Second
 	rows := []*row{
 		{
 			name: "rotated", does: "the destination is renamed, and a new file made at once, every 2 s", interval: 100 * time.Millisecond, unnoticed: true,
@@ -44,7 +42,7 @@ func fileRows() []*row {
 			},
 		},
 		{
-			name: "missing", does: "the destination is renamed, and a new file made 5 s later; until then the pipeline cannot write", timeout: enough, settles: 3 * time.Second,
+			name: "missing", does: "the destination is renamed, and a new file made 5 s later; until then the pipeline cannot write",
 			fault: func(t *testing.T, f *field) {
 				dest(f).rename(t)
 				wait(t, 5*time.Second)
@@ -60,7 +58,7 @@ func fileRows() []*row {
 			},
 		},
 		{
-			name: "cut", does: "the destination is copied and cut (copytruncate), with lines that the monitor, which is suspended, has not read", gap: true, timeout: enough, settles: 3 * time.Second,
+			name: "cut", does: "the destination is copied and cut (copytruncate), with lines that the monitor, which is suspended, has not read", gap: true, unnoticed: true,
 			fault: func(t *testing.T, f *field) {
 				f.unread(t, f.daemon.Pause)
 				dest(f).cut(t)
@@ -68,7 +66,7 @@ func fileRows() []*row {
 			},
 		},
 		{
-			name: "cut_and_grown", does: "the same, and the file has become longer than before when the monitor looks again", gap: true, timeout: enough, settles: 3 * time.Second,
+			name: "cut_and_grown", does: "the same, and the file has become longer than before when the monitor looks again", gap: true, unnoticed: true,
 			fault: func(t *testing.T, f *field) {
 				f.unread(t, f.daemon.Pause)
 				dest(f).cut(t)
@@ -85,7 +83,7 @@ func fileRows() []*row {
 			},
 		},
 		{
-			name: "disk_full", does: "the disk of both logs is full for 5 s", variant: "disk", timeout: enough, settles: 3 * time.Second,
+			name: "disk_full", does: "the disk of both logs is full for 5 s", variant: "disk",
 			fault: func(t *testing.T, f *field) {
 				f.relay.hold()
 				f.relays(t, f.relay.counts()+5) // which find no room
@@ -97,7 +95,6 @@ func fileRows() []*row {
 		},
 		{
 			name: "killed_and_rotated", does: "the monitor, with a journal, is killed, and the destination renamed with lines that it has not read, five times", anew: true, journal: true, innocent: true, unnoticed: true,
-			timeout: enough, settles: 3 * time.Second,
 			fault: func(t *testing.T, f *field) {
 				for range 5 {
 					f.unread(t, f.daemon.Kill)
@@ -109,7 +106,7 @@ func fileRows() []*row {
 			},
 		},
 		{
-			name: "killed_and_compressed", does: "the same, once, and the renamed file is gone (compressed)", anew: true, journal: true, innocent: true, unnoticed: true, timeout: enough, settles: 3 * time.Second,
+			name: "killed_and_compressed", does: "the same, once, and the renamed file is gone (compressed)", anew: true, journal: true, innocent: true, unnoticed: true,
 			fault: func(t *testing.T, f *field) {
 				wait(t, 1500*time.Millisecond) // there is a journal
 				f.unread(t, f.daemon.Kill)
@@ -120,14 +117,18 @@ func fileRows() []*row {
 			},
 		},
 	}
-	for _, r := range only(commonRows(), "monitor_sigstop", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload") {
+	rows = append(rows, only(commonRows(), "monitor_sigstop", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload")...)
+	for _, r := range rows {
+		// A file does not tell when a line came: there is time enough for what could not be read at once.
 		switch r.name {
-		case "monitor_sigstop", "monitor_killed":
-			r.timeout, r.settles = enough, 3*time.Second
+		case "late":
 		case "pipeline_stops":
 			r.untold = true // what came between two looks
+		case "one_in_7_dropped":
+			r.timeout, r.settles = 10*time.Second, 3*time.Second
+		default:
+			r.timeout, r.settles = 25*time.Second, 3*time.Second
 		}
-		rows = append(rows, r)
 	}
 	return rows
 }

@@ -129,8 +129,9 @@ func redisRows() []*row {
 		}
 		for _, r := range only(commonRows(), names...) {
 			// Neither tells when a message came: there is time enough for what could not be read at once.
-			if r.plan == nil {
-				r.timeout, r.settles = 25*time.Second, 3*time.Second
+			r.timeout, r.settles = 25*time.Second, 3*time.Second
+			if r.plan != nil {
+				r.timeout = 10 * time.Second
 			}
 			r.gap = variant == "channel" && r.plan == nil // a channel keeps nothing
 			r.innocent = r.journal                        // what was taken from the list in the last second before a kill is in no journal
