@@ -17,6 +17,7 @@ var kinds = []kind{
 	{name: "redis", open: openRedis, rows: redisRows, atOnce: redisAtOnce, second: true},
 	{name: "file", open: openFile, rows: fileRows, second: true},
 	{name: "exec", open: openExec, rows: execRows, atOnce: execAtOnce, second: true},
+	{name: "pubsub", open: openPubSub, rows: pubsubRows, second: true},
 }
 
 // atOnce is how many rows run at once, apart from those that take long and those that wait for a broker. Mostly

@@ -24,6 +24,8 @@ type pipeline struct {
 	headProxy, destProxy *servers.FaultProxy // only the daemon goes through them; nil where there is no network
 	refuse               func()              // has the head refuse the monitor from now on; nil: its proxy does
 	inject, sink         string              // kind and settings in YAML, through the proxies
+	unproven             bool                // nothing proves that all was read: what is missing stays in flight for hours
+	unordered            bool                // the queue keeps no order, so that nothing can be said of it
 
 	// The process of the broker, for rows that ask for one of their own; nil where it cannot be had.
 	broker *servers.Process
