@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/lag-monitor/lag-monitor/internal/conn"
@@ -43,6 +44,7 @@ func (c *FileConfig) Open() (Injector, error) { return &fileInjector{c: c}, nil 
 type fileInjector struct {
 	c      *FileConfig
 	closed atomic.Bool
+	torn   atomic.Bool // our last line has no end: the disk was full
 }
 
 func (i *fileInjector) open() (*os.File, error) {
@@ -77,7 +79,15 @@ func (i *fileInjector) Inject(ctx context.Context, m *Message) error {
 	if err != nil {
 		return Refused(err)
 	}
-	n, err := f.Write(append(line, '\n'))
+	line = append(line, '\n')
+	ends := 0 // bytes that only end the line before, which would swallow this one
+	if i.torn.Swap(false) {
+		line, ends = slices.Insert(line, 0, '\n'), 1
+	}
+	n, err := f.Write(line)
+	if n > ends && n < len(line) || n < ends {
+		i.torn.Store(true)
+	}
 	if err == nil && i.c.Sync {
 		err = f.Sync()
 	}
@@ -87,7 +97,7 @@ func (i *fileInjector) Inject(ctx context.Context, m *Message) error {
 	if err == nil {
 		return nil
 	}
-	if err = conn.FileError(err); n == 0 {
+	if err = conn.FileError(err); n <= ends {
 		return Refused(err)
 	}
 	return err

@@ -139,6 +139,7 @@ func (s *execSink) ready(f *Feed) {
 func (s *execSink) read(f *Feed, out io.Reader) error {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, int(s.c.MaxLine)+1)
+	lines.Split(wholeLines)
 	for lines.Scan() {
 		line := lines.Bytes()
 		if s.c.Speaks && bytes.HasPrefix(line, []byte(execWord)) {
@@ -154,6 +155,15 @@ func (s *execSink) read(f *Feed, out io.Reader) error {
 		return conn.WithClass(conn.Other, fmt.Errorf("a line is longer than max_line, %d bytes", s.c.MaxLine))
 	}
 	return nil // how the program has ended says more than that its output has
+}
+
+// wholeLines is bufio.ScanLines without what stands behind the end of the last line: the program has died in the middle of
+// one, which is not damaged for that.
+func wholeLines(b []byte, atEOF bool) (int, []byte, error) {
+	if bytes.IndexByte(b, '\n') < 0 {
+		return 0, nil, nil
+	}
+	return bufio.ScanLines(b, atEOF)
 }
 
 // hear takes what the program says of itself.

@@ -55,6 +55,19 @@ func TestExecEnds(t *testing.T) {
 	}
 }
 
+// A program that dies in the middle of a line has printed no message, and damaged none.
+func TestExecHalfALine(t *testing.T) {
+	token := tokenOf(1)
+	s := openExec(t, func(c *ExecConfig) { c.Keeps = true }, `echo whole; printf %s "$0"; exit 7`, token[:len(token)/2])
+	feed := NewFeed(new(taker), nil)
+	if err := s.Run(t.Context(), feed); err == nil || !strings.Contains(err.Error(), "exit status 7") {
+		t.Errorf("Run: %v", err)
+	}
+	if m := feed.Stats().Messages; m[Other] != 1 || m[Corrupt] != 0 {
+		t.Errorf("%d others and %d corrupt; want 1 and 0", m[Other], m[Corrupt])
+	}
+}
+
 // A program that speaks is believed, and one that says what nobody understands is not.
 func TestExecSpeaks(t *testing.T) {
 	now := time.Now()

@@ -79,6 +79,7 @@ type followed struct {
 	f     *os.File
 	id    string // of the file, whatever its name; empty where the system has none
 	at    int64  // everything before was delivered
+	last  []byte // of that, the last bytes, fileMark at most
 	told  string // the position at at, as it is written down; empty after a move
 	turns int    // how often it was cut: offsets begin anew
 	long  bool   // at is inside a line that is too long
@@ -143,37 +144,51 @@ func (s *fileSink) tell() {
 }
 
 // fileMark is how many bytes before a position tell whether it is still the same file: systems give a deleted
-// file's identity to the next one.
+// file's identity to the next one, and one that was copied and cut may have become longer than before.
 const fileMark = 64
 
 // position writes down how far the file was read, and what stands before.
 func (o *followed) position() string {
 	if o.told == "" {
-		o.told = fmt.Sprintf("%d %08x", o.at, o.mark(o.at))
+		o.told = fmt.Sprintf("%d %08x", o.at, crc32.ChecksumIEEE(o.last))
 	}
 	return o.told
-}
-
-func (o *followed) mark(at int64) uint32 {
-	from := max(0, at-fileMark)
-	b := make([]byte, at-from)
-	n, _ := o.f.ReadAt(b, from)
-	return crc32.ChecksumIEEE(b[:n])
 }
 
 // resume moves to a position that was written down, and reports false when it is none of this file.
 func (o *followed) resume(text string) bool {
 	var at int64
 	var mark uint32
-	if n, err := fmt.Sscanf(text, "%d %x", &at, &mark); n != 2 || err != nil || at < 0 || o.mark(at) != mark {
+	if n, err := fmt.Sscanf(text, "%d %x", &at, &mark); n != 2 || err != nil || at < 0 {
 		return false
 	}
-	o.at, o.told = at, ""
+	if o.begin(at) != nil || crc32.ChecksumIEEE(o.last) != mark {
+		o.anew()
+		return false
+	}
 	return true
 }
 
-// move notes that everything before at was delivered.
-func (o *followed) move(at int64) { o.at, o.told = at, "" }
+// anew goes back to the beginning.
+func (o *followed) anew() { o.at, o.last, o.told, o.long = 0, nil, "", false }
+
+// begin takes everything before at for delivered.
+func (o *followed) begin(at int64) error {
+	from := max(0, at-fileMark)
+	o.at, o.last, o.told = at, make([]byte, at-from), ""
+	_, err := o.f.ReadAt(o.last, from)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// move notes that b, which stands at the position, was delivered.
+func (o *followed) move(b []byte) {
+	o.at, o.told = o.at+int64(len(b)), ""
+	o.last = append(o.last, b[max(0, len(b)-fileMark):]...)
+	o.last = append(o.last[:0], o.last[max(0, len(o.last)-fileMark):]...)
+}
 
 // begin opens the file for the first time: at its end, or where the process before has left off.
 func (s *fileSink) begin(f *Feed) error {
@@ -183,7 +198,11 @@ func (s *fileSink) begin(f *Feed) error {
 	}
 	left := s.Position()
 	if len(left) == 0 {
-		if o.at, err = o.f.Seek(0, io.SeekEnd); err != nil {
+		end, err := o.f.Seek(0, io.SeekEnd)
+		if err == nil {
+			err = o.begin(end)
+		}
+		if err != nil {
 			o.f.Close()
 			return conn.FileError(err)
 		}
@@ -303,43 +322,40 @@ func (s *fileSink) next(named os.FileInfo) (*followed, error) {
 
 // read delivers the whole lines of one file. A line without its end has not been written yet.
 func (s *fileSink) read(ctx context.Context, f *Feed, o *followed) (grown bool, err error) {
-	info, err := o.f.Stat()
-	if err != nil {
-		return false, err
-	}
-	if info.Size() < o.at {
-		// It was copied and cut. What came between the last look and the cut is in the copy only.
-		f.Gap("truncated")
-		o.move(0)
-		o.long = false
-		o.turns++
-	}
 	if s.buf == nil {
 		s.buf = make([]byte, fileChunk)
 	}
 	for ctx.Err() == nil {
-		n, err := o.f.ReadAt(s.buf, o.at)
+		n, err := o.f.ReadAt(s.buf, o.at-int64(len(o.last)))
 		if err != nil && err != io.EOF {
 			return grown, err
 		}
-		whole := bytes.LastIndexByte(s.buf[:n], '\n') + 1
+		if !bytes.HasPrefix(s.buf[:n], o.last) {
+			// It was copied and cut. What came between the last look and the cut is in the copy only.
+			f.Gap("truncated")
+			o.anew()
+			o.turns++
+			continue
+		}
+		b, full := s.buf[len(o.last):n], n == len(s.buf)
+		whole := bytes.LastIndexByte(b, '\n') + 1
 		switch {
-		case n == 0:
+		case len(b) == 0:
 			return grown, nil
 		case whole > 0:
 			grown = true
-			s.lines(f, o, s.buf[:whole])
-			o.move(o.at + int64(whole))
+			s.lines(f, o, b[:whole])
+			o.move(b[:whole])
 		case o.long:
-			o.move(o.at + int64(n))
-		case n < len(s.buf):
+			o.move(b)
+		case !full:
 			return grown, nil // the end of the file is the beginning of a line
-		case int64(n) >= s.c.MaxLine:
+		case int64(len(b)) >= s.c.MaxLine:
 			f.Error(conn.WithClass(conn.Other, fmt.Errorf("%s: the line at byte %d is longer than max_line, %d bytes", s.c.Path, o.at, s.c.MaxLine)))
 			o.long = true
-			o.move(o.at + int64(n))
+			o.move(b)
 		default:
-			s.buf = make([]byte, min(int64(2*len(s.buf)), max(s.c.MaxLine+1, fileChunk)))
+			s.buf = make([]byte, min(int64(2*len(s.buf)), max(s.c.MaxLine, fileChunk)+fileMark))
 		}
 	}
 	return grown, nil

@@ -174,6 +174,27 @@ func TestFileCut(t *testing.T) {
 	r.wantGaps("truncated")
 }
 
+// A file that was cut and has become longer than before, or just as long, is read from its beginning, too.
+func TestFileCutAndGrown(t *testing.T) {
+	for _, more := range []string{"x", "xx", strings.Repeat("x", 300<<10)} {
+		r := followFile(t)
+		r.run()
+		r.add(r.path, 1, "x")
+		r.want(1, 1)
+		r.stop()
+		if err := os.Truncate(r.path, 0); err != nil {
+			t.Fatal(err)
+		}
+		r.add(r.path, "before", 2, more)
+		r.run()
+		r.want(2, 1, 2)
+		r.add(r.path, 3)
+		r.want(2, 1, 2, 3)
+		r.stop()
+		r.wantGaps("truncated")
+	}
+}
+
 // What was written while nobody read is read by the next Run, and by the next process.
 func TestFileResumes(t *testing.T) {
 	r := followFile(t)

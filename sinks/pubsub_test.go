@@ -219,6 +219,7 @@ type pubsubOdd struct {
 	hands        []*pubsubpb.ReceivedMessage
 	ackError     error
 	streams      atomic.Int32
+	acks         atomic.Int32
 }
 
 func (o *pubsubOdd) serve(t *testing.T) string {
@@ -243,6 +244,7 @@ func (o *pubsubOdd) GetSubscription(context.Context, *pubsubpb.GetSubscriptionRe
 }
 
 func (o *pubsubOdd) Acknowledge(context.Context, *pubsubpb.AcknowledgeRequest) (*emptypb.Empty, error) {
+	o.acks.Add(1)
 	return new(emptypb.Empty), o.ackError
 }
 
@@ -331,6 +333,25 @@ func TestPubSubAcknowledge(t *testing.T) {
 	defer cancel()
 	if err := s.Run(ctx, NewFeed(new(taker), nil)); err == nil || conn.ClassOf(err) != conn.Network || !strings.Contains(err.Error(), "acknowledge") {
 		t.Errorf("%v", err)
+	}
+}
+
+// What was handed out again before its acknowledgement came is acknowledged again, and not delivered again.
+func TestPubSubHandedOutAgain(t *testing.T) {
+	o := &pubsubOdd{answers: true, hands: []*pubsubpb.ReceivedMessage{{AckId: "a", Message: &pubsubpb.PubsubMessage{MessageId: "1", Data: []byte(tokenOf(1))}}}}
+	s := pubsubOn(t, o.serve(t), nil)
+	for n, want := range []int{1, 0} {
+		rec, _, stop := pubsubRun(t, s)
+		waitUntil(t, "acknowledged", func() bool { return int(o.acks.Load()) == n+1 })
+		if err := stop(); err != nil || len(rec.arrived()) != want {
+			t.Errorf("run %d: %v, arrived %v, want %d", n+1, err, rec.arrived(), want)
+		}
+	}
+	for _, taken := range s.unsettled {
+		taken.at = taken.at.Add(-3 * time.Duration(s.c.AckDeadline))
+	}
+	if s.settled(); len(s.unsettled) > 0 {
+		t.Errorf("%v is remembered for ever", s.unsettled)
 	}
 }
 

@@ -169,12 +169,16 @@ func (s *redisStream) compare(f *Feed, st streamState) (all bool) {
 	case st.last.before(pos) || st.added >= 0 && added >= 0 && st.added < added:
 		// Somebody has deleted it and made it anew, or a replica without its end has become the master.
 		f.Gap("recreated")
-		if st.last.before(pos) {
+		switch {
+		case !st.last.before(pos):
+			s.move(pos, -1)
+			return st.last == pos
+		case s.c.OwnIDs:
 			s.move(streamID{}, 0)
 			return false
 		}
-		s.move(pos, -1)
-		return st.last == pos
+		// Ids are times: what is older than what was read was read, too.
+		s.move(st.last, st.added)
 	case st.last != pos:
 		return false
 	case st.added >= 0 && added >= 0 && st.added > added:

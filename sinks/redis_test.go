@@ -172,6 +172,28 @@ func TestRedisRecreated(t *testing.T) {
 	}
 }
 
+// A replica that lacks the end of the stream has nothing below it that is new: after it has become the master, none of it
+// is read again.
+func TestRedisBehind(t *testing.T) {
+	r := onRedis(t, func(c *RedisConfig) { c.Stream = "s" })
+	r.add(nil, 1)
+	r.run()
+	r.add(nil, 2, 3)
+	behind, err := r.client.Dump(t.Context(), "s").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.add(nil, 4, 5)
+	r.want(nil, 2, 3, 4, 5)
+	if err := r.client.RestoreReplace(t.Context(), "s", 0, behind).Err(); err != nil {
+		t.Fatal(err)
+	}
+	r.want([]string{"recreated"}, 2, 3, 4, 5)
+	r.add(nil, 6)
+	r.want([]string{"recreated"}, 2, 3, 4, 5, 6)
+	r.stop()
+}
+
 // A restart of the monitor goes on where it was, and knows what was trimmed meanwhile.
 func TestRedisResumes(t *testing.T) {
 	r := onRedis(t, func(c *RedisConfig) { c.Stream, c.Field = "s", "body" })

@@ -47,7 +47,7 @@ func amqp1Own(r *row, dest *amqpQueue) func(*amqp.Channel) error {
 
 // amqp1Rows lists what is broken in RabbitMQ where the monitor speaks AMQP 1.0, in the order of the table.
 func amqp1Rows() []*row {
-	rows := append(append(commonRowsOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition",
+	rows := append(append(only(commonRows(), "broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition",
 		"answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload"),
 		connectionsCut(20, 50*time.Millisecond)),
 		rabbitRows()...)
@@ -64,7 +64,7 @@ func amqp1Rows() []*row {
 		},
 		&row{
 			name: "quorum_broker_killed", does: "the monitor's queue is a quorum queue; SIGKILL, 3 s, start with its data", variant: "quorum", breaks: true,
-			timeout: time.Minute, fault: commonRowsOf("broker_killed")[0].fault,
+			timeout: time.Minute, fault: only(commonRows(), "broker_killed")[0].fault,
 		},
 		&row{
 			name: "copy_sink_partition", does: "the sink has no queue but a copy; the destination refuses the monitor alone for 5 s", variant: "copy", gap: true,

@@ -410,7 +410,7 @@ func amqpRows() []*row {
 		},
 		&row{
 			name: "quorum_broker_killed", does: "the monitor's own queue is a quorum queue; SIGKILL, 3 s, start with its data", variant: "quorum", breaks: true,
-			timeout: time.Minute, fault: commonRowsOf("broker_killed")[0].fault,
+			timeout: time.Minute, fault: only(commonRows(), "broker_killed")[0].fault,
 		},
 		&row{
 			name: "stream_sink_partition", does: "the destination is a stream, and refuses the monitor alone for 10 s", variant: "stream",

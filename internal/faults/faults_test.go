@@ -19,6 +19,10 @@ var kinds = []kind{
 	{name: "sqs", open: openAWS, rows: sqsRows, atOnce: awsAtOnce, stage: 2},
 	{name: "sns", open: openAWS, rows: snsRows, atOnce: awsAtOnce, stage: 2},
 	{name: "postgres", open: openPostgres, rows: postgresRows, stage: 2},
+	{name: "redis", open: openRedis, rows: redisRows, atOnce: redisAtOnce, stage: 2},
+	{name: "file", open: openFile, rows: fileRows, stage: 1},
+	{name: "exec", open: openExec, rows: execRows, atOnce: execAtOnce, stage: 1},
+	{name: "pubsub", open: openPubSub, rows: pubsubRows, stage: 1},
 }
 
 // atOnce is how many rows run at once, apart from those that take long and those that wait for a broker. Mostly

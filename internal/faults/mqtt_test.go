@@ -295,7 +295,7 @@ func (q *mqttQueue) put(ctx context.Context, _ int, body []byte) (err error) {
 func mqttRows() []*row {
 	of := func(f *field) *servers.MosquittoServer { return f.server.(*servers.MosquittoServer) }
 	dest := func(f *field) *mqttQueue { return f.dest.(*mqttQueue) }
-	rows := append(commonRowsOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition", "source_partition",
+	rows := append(only(commonRows(), "broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "sink_partition", "source_partition",
 		"answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late", "one_in_7_dropped", "reload"),
 		connectionsCut(20, 50*time.Millisecond),
 		&row{

@@ -341,7 +341,7 @@ func postgresRows() []*row {
 		}
 		return forward
 	}
-	rows := append(commonRowsOf("broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "packets_vanish", "slow_link", "sink_partition",
+	rows := append(only(commonRows(), "broker_restart", "broker_killed", "broker_sigstop", "accept_then_silent", "half_open", "packets_vanish", "slow_link", "sink_partition",
 		"source_partition", "answers_lost", "long_outage", "monitor_killed", "duplicates", "reorder", "late", "one_in_7_dropped", "reload"),
 		connectionsCut(5, 0),
 		&row{

@@ -21,8 +21,10 @@ const patience = 90 * time.Second
 // pipeline is what a row works on: two queues of one kind, and the ways on which the daemon reaches them.
 type pipeline struct {
 	head, dest           queue
-	headProxy, destProxy *servers.FaultProxy // only the daemon goes through them
+	headProxy, destProxy *servers.FaultProxy // only the daemon goes through them; nil where there is no network
+	refuse               func()              // has the head refuse the monitor from now on; nil: its proxy does
 	inject, sink         string              // kind and settings in YAML, through the proxies
+	unproven             bool                // nothing proves that all was read: what is missing stays in flight for hours
 
 	// The process of the broker, for rows that ask for one of their own; nil where it cannot be had.
 	broker broker
@@ -86,7 +88,7 @@ type row struct {
 	once     bool // the relay tries once, and what fails is lost
 	innocent bool // the pipeline loses nothing that the monitor could see: no drop may be declared
 
-	unordered bool     // what comes again after an answer was lost comes behind others
+	unordered bool     // the queue keeps no order, or what comes again after an answer was lost comes behind others
 	untold    bool     // nobody tells when a message came: those that come out after a time of blindness are in doubt
 	ends      []string // lanes that end, and their series with them
 

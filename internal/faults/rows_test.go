@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -340,10 +339,21 @@ func (f *field) reload(t *testing.T, changed string) {
 	f.daemon.Signal(syscall.SIGHUP)
 }
 
-// commonRowsOf returns those of commonRows with these names.
-func commonRowsOf(names ...string) []*row {
-	rows := commonRows()
-	return slices.DeleteFunc(rows, func(r *row) bool { return !slices.Contains(names, r.name) })
+// only picks rows by their names.
+func only(rows []*row, names ...string) []*row {
+	var some []*row
+	for _, name := range names {
+		found := false
+		for _, r := range rows {
+			if r.name == name {
+				some, found = append(some, r), true
+			}
+		}
+		if !found {
+			panic("no row is named " + name)
+		}
+	}
+	return some
 }
 
 // connectionsCut resets every connection of the monitor, whatever it does at the moment.

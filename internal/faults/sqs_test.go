@@ -492,7 +492,7 @@ func awsOwn() []*row {
 func sqsRows() []*row {
 	of := func(f *field) *awsRow { return f.server.(*awsRow) }
 	dest := func(f *field) *awsQueue { return f.dest.(*awsQueue) }
-	rows := append(commonRowsOf("broker_sigstop", "accept_then_silent", "half_open", "sink_partition", "answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late",
+	rows := append(only(commonRows(), "broker_sigstop", "accept_then_silent", "half_open", "sink_partition", "answers_lost", "monitor_killed", "pipeline_stops", "duplicates", "late",
 		"one_in_7_dropped", "reload"), awsOwn()...)
 	rows = append(rows,
 		&row{
@@ -542,7 +542,7 @@ func sqsRows() []*row {
 // snsRows lists what is broken in SNS, in the order of the table: FIFO topics, with an order for each group, but for one row.
 func snsRows() []*row {
 	head := func(f *field) *awsQueue { return f.head.(*awsQueue) }
-	rows := append(commonRowsOf("broker_sigstop", "half_open", "sink_partition", "answers_lost", "monitor_killed", "duplicates", "reorder", "late", "one_in_7_dropped",
+	rows := append(only(commonRows(), "broker_sigstop", "half_open", "sink_partition", "answers_lost", "monitor_killed", "duplicates", "reorder", "late", "one_in_7_dropped",
 		"reload"), awsOwn()...)
 	// misses notes what the pipeline has never got, some time after nothing is broken any more.
 	misses := func(t *testing.T, f *field) {

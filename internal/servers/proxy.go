@@ -26,12 +26,12 @@ type Faults struct {
 type FaultProxy struct {
 	Addr string // host:port for clients
 
-	t        testing.TB
-	upstream string
-	ctx      context.Context
-	wg       sync.WaitGroup
+	t   testing.TB
+	ctx context.Context
+	wg  sync.WaitGroup
 
 	mu       sync.Mutex
+	upstream string
 	faults   Faults
 	changed  chan struct{} // closed and replaced when faults change
 	listener net.Listener
@@ -104,6 +104,13 @@ func (p *FaultProxy) Cut() {
 	}
 }
 
+// LeadTo makes new connections go to another server, as when a name is given to it. Those that are open stay.
+func (p *FaultProxy) LeadTo(upstream string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.upstream = upstream
+}
+
 // HalfOpen closes the server's side of every open connection. The client's side stays open and swallows
 // what it is sent, as when a host vanished without a word.
 func (p *FaultProxy) HalfOpen() {
@@ -160,7 +167,10 @@ func (p *FaultProxy) listen() error {
 
 func (p *FaultProxy) serve(client net.Conn) {
 	defer client.Close()
-	server, err := (&net.Dialer{}).DialContext(p.ctx, "tcp", p.upstream)
+	p.mu.Lock()
+	upstream := p.upstream
+	p.mu.Unlock()
+	server, err := (&net.Dialer{}).DialContext(p.ctx, "tcp", upstream)
 	if err != nil {
 		return
 	}
