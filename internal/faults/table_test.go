@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -79,14 +81,67 @@ func (tb *table) text(old string) string {
 	for key, line := range tb.lines {
 		lines[key] = line
 	}
-	var b strings.Builder
-	b.WriteString(heading)
+	var all, sums strings.Builder
+	for _, k := range kinds {
+		var of []string
+		for _, r := range k.rows() {
+			if line, ok := lines[k.name+"/"+r.name]; ok {
+				of = append(of, line)
+			}
+		}
+		all.WriteString(strings.Join(of, ""))
+		sums.WriteString(sumOf(k.name, of))
+	}
+	return sumHeading + sums.String() + "\n" + heading + all.String()
+}
+
+const sumHeading = "| kind | rows | heartbeats | lost, truly | median recovery | longest recovery | false drops | missed drops | false pages | indeterminate |\n" +
+	"| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |\n"
+
+// sumOf makes one line of all of a kind.
+func sumOf(kind string, lines []string) string {
+	if len(lines) == 0 {
+		return ""
+	}
+	var sums [5]int // heartbeats, lost, false drops, missed drops, false pages
+	indeterminate := 0
+	var recoveries []float64
+	for _, line := range lines {
+		cells := strings.Split(line, " | ")
+		cells = cells[len(cells)-8:] // what is done may hold anything
+		for i, cell := range []int{0, 1, 3, 4, 5} {
+			n, _ := strconv.Atoi(cells[cell])
+			sums[i] += n
+		}
+		n, _ := strconv.Atoi(cells[6])
+		indeterminate += n
+		took, _ := strconv.ParseFloat(strings.TrimSuffix(cells[2], " s"), 64)
+		recoveries = append(recoveries, took)
+	}
+	slices.Sort(recoveries)
+	return fmt.Sprintf("| %s | %d | %d | %d | %.1f s | %.1f s | %d | %d | %d | %d |\n", kind, len(lines), sums[0], sums[1],
+		recoveries[len(recoveries)/2], recoveries[len(recoveries)-1], sums[2], sums[3], sums[4], indeterminate)
+}
+
+// TestTable holds the table of the page against the rows there are, and its sums against its lines.
+func TestTable(t *testing.T) {
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), beginTag)
+	old, _, _ := strings.Cut(rest, endTag)
+	tb := &table{lines: map[string]string{}}
+	if tb.text(old) != old {
+		t.Errorf("%s is not what its lines make: `make faults WRITE=1` with any RUN writes it", page)
+	}
 	for _, k := range kinds {
 		for _, r := range k.rows() {
-			b.WriteString(lines[k.name+"/"+r.name])
+			if !strings.Contains(old, "RUN="+k.name+"/"+r.name+"`") {
+				t.Errorf("%s/%s is not in %s: make faults RUN=%s/%s WRITE=1", k.name, r.name, page, k.name, r.name)
+			}
 		}
 	}
-	return b.String()
 }
 
 // chosen returns the rows of a kind that -run lets through, so that no server is started for the others.
