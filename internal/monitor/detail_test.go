@@ -32,10 +32,12 @@ func (r *rig) detail() ProbeDetail {
 	return d
 }
 
-// begun leaves out the tick that may pass while the sink begins to read: before the first heartbeat, or beside it.
+// begun leaves out the ticks that may pass while the sink begins to read: before the first heartbeat or beside it, and the
+// one that makes up for it where that has not quite returned.
 func begun(beats []BeatStatus) []BeatStatus {
-	if i := slices.IndexFunc(beats, func(b BeatStatus) bool { return b.Result == "skipped" }); i == 0 || i == 1 {
-		return slices.Delete(slices.Clone(beats), i, i+1)
+	skipped := func(b BeatStatus) bool { return b.Result == "skipped" }
+	for i := slices.IndexFunc(beats, skipped); i == 0 || i == 1; i = slices.IndexFunc(beats, skipped) {
+		beats = slices.Delete(slices.Clone(beats), i, i+1)
 	}
 	return beats
 }
@@ -134,7 +136,7 @@ func TestBeats(t *testing.T) {
 			if got != want {
 				t.Errorf("heartbeat %d: %q, want %q", i, got, want)
 			}
-			if b.Seq != uint64(i+1) && b.Seq != uint64(i+2) || b.Due.Sub(b.Sent) != 500*time.Millisecond || s.Sink != "out" {
+			if b.Seq < uint64(i+1) || b.Seq > uint64(i+3) || b.Due.Sub(b.Sent) != 500*time.Millisecond || s.Sink != "out" {
 				t.Errorf("heartbeat %d: %+v", i, b)
 			}
 		}
