@@ -347,6 +347,7 @@ func (r *run) beat(lane uint32, seq uint64) *beat {
 // tell reports the heartbeats whose outcome is known by now, and at the end all others. It returns how many
 // are open.
 func (r *run) tell(end bool) (open int) {
+	var known []*beat
 	for _, k := range r.order {
 		b := r.beats[k]
 		if b.told || !b.settled {
@@ -362,7 +363,6 @@ func (r *run) tell(end bool) (open int) {
 				continue
 			}
 			s := AtSink{Sink: name, Outcome: outcome(r.m.Fate(r.probe.Name, name, k.lane, k.seq))}
-			s.Latency, s.Arrived = b.latency[name]
 			done = done && s.Outcome != InFlight
 			b.Sinks = append(b.Sinks, s)
 		}
@@ -371,6 +371,15 @@ func (r *run) tell(end bool) (open int) {
 			if !end {
 				continue
 			}
+		}
+		known = append(known, b)
+	}
+	// What made an outcome known may have come after the last look at what has arrived.
+	r.take()
+	for _, b := range known {
+		for i := range b.Sinks {
+			s := &b.Sinks[i]
+			s.Latency, s.Arrived = b.latency[s.Sink]
 		}
 		b.told = true
 		r.to.Beat(b.Beat)

@@ -141,6 +141,23 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// Whatever is told to have come has a latency, also when it comes while the list is gone through. On a real clock, and so
+// often that it happens.
+func TestArrivedHasALatency(t *testing.T) {
+	const count = 3000
+	q := memory.NewQueue(1, 0)
+	var r told
+	cfg := file(q, into(q))
+	if _, err := Run(t.Context(), cfg, "orders", Options{Count: count, Interval: 100 * time.Microsecond}, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range r.beats {
+		if s := b.Sinks[0]; s.Outcome == OnTime && !s.Arrived {
+			t.Fatalf("heartbeat %d came on time, and has no latency: %+v", b.Seq, b)
+		}
+	}
+}
+
 // The options stand before the definition.
 func TestOptions(t *testing.T) {
 	bubble(t, func(t *testing.T, q *memory.Queue) {
