@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -133,14 +134,20 @@ func TestKafkaSkipsWithoutAllocation(t *testing.T) {
 		answer := kafkaAnswer(5000, kafkaBatch(0, uint16(codec), bodies...))
 		f := kafkaSession(kafkaFetchNames)
 		feed := NewFeed(new(taker), nil)
-		allocs := testing.AllocsPerRun(20, func() {
+		read := func() {
 			f.list[0].pos.Store(0)
 			r := conn.NewKafkaReader(answer, false)
 			if _, _, err := f.response(&r, feed); err != nil {
 				t.Fatal(err)
 			}
-		})
-		if feed.Stats().Messages[Other] != 21*5000 {
+		}
+		// Allocations are those of the whole process, also of what ends in the background: what reading
+		// needs, each of the runs has.
+		allocs := math.Inf(1)
+		for range 10 {
+			allocs = min(allocs, testing.AllocsPerRun(1, read))
+		}
+		if feed.Stats().Messages[Other] != 2*10*5000 {
 			t.Errorf("%s: %d messages are counted", codec, feed.Stats().Messages[Other])
 		}
 		// The codecs allocate a little for each batch.

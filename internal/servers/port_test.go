@@ -5,9 +5,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A port that was looked at must be there for the taking at once, however many processes the test starts meanwhile.
@@ -68,5 +70,32 @@ func TestFreePortIsOurs(t *testing.T) {
 	}
 	if theirs != 500 {
 		t.Fatalf("the other process was given %d ports, want 500", theirs)
+	}
+}
+
+// Servers start one after the other, as many at once as there are processors.
+func TestStartsTakeTurns(t *testing.T) {
+	var mu sync.Mutex
+	var at, most int
+	var wg sync.WaitGroup
+	add := func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		at += n
+		most = max(most, at)
+	}
+	for range 3 * runtime.NumCPU() {
+		wg.Go(func() {
+			leave := enter(t)
+			defer leave()
+			add(1)
+			time.Sleep(50 * time.Millisecond)
+			add(-1)
+		})
+	}
+	wg.Wait()
+	// Tests of other packages take places, too.
+	if most < 1 || most > runtime.NumCPU() {
+		t.Errorf("%d servers started at once, want at most %d", most, runtime.NumCPU())
 	}
 }

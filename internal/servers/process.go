@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// readyDeadline is generous: several packages start servers at once on a machine with two cores.
+	// readyDeadline is generous: beside one that starts, others serve tests on a machine with two cores.
 	readyDeadline = 90 * time.Second
 	stopDeadline  = 20 * time.Second
 	logTailBytes  = 6 << 10
@@ -43,9 +43,17 @@ type Process struct {
 	waited error         // how it ended; read it only after exited is closed
 }
 
-// startProcess starts a server and returns when ready does not return an error any more. command is
-// called for each start; ready is called again and again until it returns nil.
+// startProcess starts a server when its turn has come (see enter), and returns when ready does not return an error any
+// more. command is called for each start; ready is called again and again until it returns nil.
 func startProcess(t testing.TB, name, dir string, command func() *exec.Cmd, ready func(context.Context) error) *Process {
+	t.Helper()
+	leave := enter(t)
+	defer leave()
+	return launch(t, name, dir, command, ready)
+}
+
+// launch is startProcess without waiting for a turn.
+func launch(t testing.TB, name, dir string, command func() *exec.Cmd, ready func(context.Context) error) *Process {
 	t.Helper()
 	p := &Process{t: t, name: name, command: command, ready: ready, logPath: filepath.Join(dir, name+".log")}
 	t.Cleanup(func() {
@@ -60,11 +68,44 @@ func startProcess(t testing.TB, name, dir string, command func() *exec.Cmd, read
 	return p
 }
 
+// enter waits until fewer servers than the machine has processors are starting, in whatever process of tests, and takes
+// one of the places until leave is called. A virtual machine that starts takes all processors it can get: five at once are
+// ready later than one after the other, and the servers that serve other tests meanwhile answer late.
+func enter(t testing.TB) (leave func()) {
+	t.Helper()
+	places := make([]*flock.Flock, runtime.NumCPU())
+	for i := range places {
+		places[i] = flock.New(filepath.Join(locks(t), "start-"+strconv.Itoa(i)))
+	}
+	for ; ; time.Sleep(20 * time.Millisecond) {
+		for _, place := range places {
+			ok, err := place.TryLock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ok {
+				return func() { _ = place.Close() }
+			}
+		}
+	}
+}
+
+// locks returns the directory in which processes of tests agree who has what.
+func locks(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(os.TempDir(), "lag-monitor-test-"+strconv.Itoa(os.Getuid()))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // Program starts any other program as a server of the test and returns when ready does not return an
-// error any more. Its log is in the test's temporary directory. command is called for each start.
+// error any more. Its log is in the test's temporary directory. command is called for each start. It waits for no other
+// server that starts.
 func Program(t testing.TB, name string, command func() *exec.Cmd, ready func(context.Context) error) *Process {
 	t.Helper()
-	return startProcess(t, name, t.TempDir(), command, ready)
+	return launch(t, name, t.TempDir(), command, ready)
 }
 
 // Start starts the server again after Stop or Kill, with the same ports and data, and waits until it
@@ -263,16 +304,12 @@ func freePort(t testing.TB) int {
 	t.Helper()
 	portMu.Lock()
 	defer portMu.Unlock()
-	dir := filepath.Join(os.TempDir(), "lag-monitor-test-ports-"+strconv.Itoa(os.Getuid()))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
 	for range 1000 {
 		port := 15000 + rand.IntN(15000)
 		if ports[port] != nil {
 			continue
 		}
-		lock := flock.New(filepath.Join(dir, strconv.Itoa(port)))
+		lock := flock.New(filepath.Join(locks(t), strconv.Itoa(port)))
 		ok, err := lock.TryLock()
 		if err != nil {
 			t.Fatal(err)
