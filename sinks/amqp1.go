@@ -44,10 +44,9 @@ func NewAMQP1() *AMQP1Config { return &AMQP1Config{} }
 const (
 	// amqp1NoMarker is the Marker that is none.
 	amqp1NoMarker = "none"
-	// amqp1Credit is how many messages are under way to a sink at most.
+	// amqp1Credit is how many messages are under way to a sink at most. The broker is given credit again when all have come:
+	// RabbitMQ 3 counts wrongly what is given while it sends, and the client cannot bear more messages than it gave credit for.
 	amqp1Credit = 1000
-	// amqp1More is after how many messages the broker is told that it may send more.
-	amqp1More = 100
 	// amqp1Held is how many messages are kept unaccepted at most, until the journal has them.
 	amqp1Held = 500
 	// amqp1Answer bounds each answer of the broker. It is also how long nothing may come while a marker is out.
@@ -235,7 +234,7 @@ func (w *amqp1Work) run(ctx context.Context) error {
 		defer conn.Contain(&err)
 		err = w.prove(ctx)
 	})
-	got := uint32(0)
+	got := 0
 	tick := time.Now().Add(amqp1Prove)
 	for {
 		// What is held back is accepted in time, whatever comes.
@@ -263,9 +262,9 @@ func (w *amqp1Work) run(ctx context.Context) error {
 		if err := w.take(ctx, m); err != nil {
 			return fmt.Errorf("accept: %w", w.Err(err))
 		}
-		if got++; got == amqp1More {
+		if got++; got == amqp1Credit {
 			got = 0
-			if err := w.in.IssueCredit(amqp1More); err != nil {
+			if err := w.in.IssueCredit(amqp1Credit); err != nil {
 				return w.Err(err)
 			}
 		}
