@@ -48,7 +48,7 @@ docker: ## Build the container image lag-monitor:VERSION.
 
 ##@ Check
 .PHONY: test test-short lint modules servers unit e2e conform waiting faults soak sim mutants together nested image faults-core
-test: lint modules servers together faults-core sim waiting nested image ## All that the CI runs, on real servers that it fetches and starts itself.
+test: lint modules servers unit together faults-core waiting nested image ## All that the CI runs, on real servers that it fetches and starts itself.
 
 test-short: ## Tests that need neither servers nor patience.
 	@echo "Left out: all tests on real Kafka, Kinesis, Prometheus and Alertmanager, and those that are slow. make test runs them."
@@ -71,13 +71,11 @@ servers: ## Fetch the real servers for the tests: once, into LAG_MONITOR_TEST_SE
 LONGEST := ./internal/web ./rules ./internal/servers ./probe
 REST = go test $(RACE) -shuffle=on -timeout 20m $$(go list $(LONGEST) ./... | awk "!/\/(sinks|internal\/(conform|e2e|faults))$$/ && !seen[\$$0]++")
 unit: ## All tests of this module, with the race detector. Fuzz targets run their seeds.
-	$(call step,go test,NICE=0 scripts/beside.sh 'scripts/shards.sh sinks $(SHARDS) $(RACE)' '$(REST)')
+	$(call step,go test,NICE=0 scripts/beside.sh 'scripts/shards.sh sinks 3 $(RACE)' '$(REST)')
 
 e2e: servers ## The tests of the binary from outside, between real servers.
 	$(call step,go test ./internal/e2e,go test $(RACE) -shuffle=on -timeout 30m ./internal/e2e)
 
-# SHARDS is how many processes the tests of sinks are shared out to.
-SHARDS ?= 5
 conform: servers ## The conformance suite: each transport against its real server.
 	$(call step,conformance suite,scripts/shards.sh internal/conform 3 $(RACE))
 
@@ -111,9 +109,9 @@ sim: ## The monitor against the oracle: 10,000 simulated runs with over a millio
 mutants: ## Break each rule of the accounts in turn, and require a simulated run to see it.
 	$(call step,mutants,go test ./internal/sim -run 'TestMutants$$' -mutants -v -timeout 30m)
 
-# A soak mostly waits, and is held against the clock: what may take its time stands back for it.
-together: servers ## Five minutes of make soak beside make unit and make mutants.
-	$(call step,soak beside unit and mutants,NICE=5 scripts/beside.sh '$(MAKE) unit mutants' '$(MAKE) soak SOAK=5m')
+# A soak mostly waits, and is held against the clock: what only computes stands back for it.
+together: servers ## Five minutes of make soak beside make mutants and make sim.
+	$(call step,soak beside simulated runs,scripts/beside.sh '$(MAKE) mutants sim' '$(MAKE) soak SOAK=5m')
 
 # They read files outside of their module, which go test does not look at to tell whether it has to run again.
 nested: ## The tests of the modules inside this one.
