@@ -78,16 +78,14 @@ func (c *AMQPConfig) Validate() error {
 
 // Open implements Config.
 func (c *AMQPConfig) Open() (Injector, error) {
-	return &amqpInjector{c: c, turn: make(chan struct{}, 1)}, nil
+	i := &amqpInjector{c: c}
+	i.link = keep(i.open, func(l *amqpLink) bool { return l.Context.Err() == nil && !l.ch.IsClosed() })
+	return i, nil
 }
 
 type amqpInjector struct {
 	c    *AMQPConfig
-	turn chan struct{} // held by whoever connects
-
-	mu     sync.Mutex
-	link   *amqpLink
-	closed bool
+	link *keptLink[*amqpLink]
 }
 
 // amqpLink is a connection with one channel, on which the broker confirms what it has taken.
@@ -106,39 +104,6 @@ type amqpLink struct {
 // amqpReturns is how many messages may come back between two looks. More cannot be under way: an injection
 // whose deadline has passed takes the connection with it.
 const amqpReturns = 4096
-
-// connected returns the connection, and makes a new one when there is none or it was lost.
-func (i *amqpInjector) connected(ctx context.Context) (*amqpLink, error) {
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	select {
-	case i.turn <- struct{}{}:
-		defer func() { <-i.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("connect: %w", ctx.Err())
-	}
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	l, err := i.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	i.mu.Lock()
-	old := i.link
-	i.link = l
-	closed := i.closed
-	i.mu.Unlock()
-	if old != nil {
-		old.Close()
-	}
-	if closed {
-		l.Close()
-		return nil, errClosed
-	}
-	return l, nil
-}
 
 func (i *amqpInjector) open(ctx context.Context) (*amqpLink, error) {
 	raw, err := i.c.Broker.Connect(ctx, "injects")
@@ -164,19 +129,6 @@ func (i *amqpInjector) open(ctx context.Context) (*amqpLink, error) {
 // amqpAnswer bounds each answer of the broker that is not that to a message.
 const amqpAnswer = 5 * time.Second
 
-// current returns the connection that works, nil when there is none, or errClosed.
-func (i *amqpInjector) current() (*amqpLink, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.closed {
-		return nil, errClosed
-	}
-	if i.link != nil && i.link.Context.Err() == nil && !i.link.ch.IsClosed() {
-		return i.link, nil
-	}
-	return nil, nil
-}
-
 // Expires implements Expirer: each message has a time to live.
 func (i *amqpInjector) Expires() bool { return true }
 
@@ -189,7 +141,7 @@ func (i *amqpInjector) Inject(ctx context.Context, m *Message) error {
 	if err != nil {
 		return Refused(err)
 	}
-	l, err := i.connected(ctx)
+	l, err := i.link.get(ctx)
 	if err != nil {
 		return Refused(err)
 	}
@@ -263,7 +215,7 @@ func (i *amqpInjector) publish(ctx context.Context, l *amqpLink, key string, msg
 		if blocked := l.Blocked(); blocked != nil {
 			return blocked
 		}
-		i.drop(l)
+		i.link.drop(l)
 		return fmt.Errorf("no confirmation: %w", ctx.Err())
 	}
 	// The end of the channel makes a refusal of all that is not confirmed.
@@ -340,23 +292,13 @@ func (i *amqpInjector) failed(l *amqpLink, err error) error {
 	if why := l.reason(); why != nil && why.Server {
 		switch why.Code {
 		case amqp.NotFound, amqp.AccessRefused, amqp.PreconditionFailed, amqp.ContentTooLarge:
-			i.drop(l)
+			i.link.drop(l)
 			return Refused(conn.AMQPError(why))
 		}
 	}
 	err = l.Err(err)
-	i.drop(l)
+	i.link.drop(l)
 	return err
-}
-
-// drop makes the next injection connect anew.
-func (i *amqpInjector) drop(l *amqpLink) {
-	i.mu.Lock()
-	if i.link == l {
-		i.link = nil
-	}
-	i.mu.Unlock()
-	l.Close()
 }
 
 // Check implements Checker.
@@ -385,12 +327,6 @@ func (i *amqpInjector) Check(ctx context.Context) error {
 
 // Close implements Injector.
 func (i *amqpInjector) Close() error {
-	i.mu.Lock()
-	l := i.link
-	i.link, i.closed = nil, true
-	i.mu.Unlock()
-	if l != nil {
-		l.Close()
-	}
+	i.link.close()
 	return nil
 }

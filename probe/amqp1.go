@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -76,16 +75,14 @@ func (c *AMQP1Config) Open() (Injector, error) {
 	if _, err := c.Broker.TLS.Config(); err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	return &amqp1Injector{c: c, turn: make(chan struct{}, 1)}, nil
+	i := &amqp1Injector{c: c}
+	i.link = keep(i.open, func(l *amqp1Link) bool { return l.Context.Err() == nil })
+	return i, nil
 }
 
 type amqp1Injector struct {
 	c    *AMQP1Config
-	turn chan struct{} // held by whoever connects
-
-	mu     sync.Mutex
-	link   *amqp1Link
-	closed bool
+	link *keptLink[*amqp1Link]
 }
 
 // amqp1Link is a connection with a link to the address, on which the broker settles each message.
@@ -94,38 +91,8 @@ type amqp1Link struct {
 	*amqp.Sender
 }
 
-// connected returns the connection, and makes a new one when there is none or it was lost.
-func (i *amqp1Injector) connected(ctx context.Context) (*amqp1Link, error) {
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	select {
-	case i.turn <- struct{}{}:
-		defer func() { <-i.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("connect: %w", ctx.Err())
-	}
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	l, err := i.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	i.mu.Lock()
-	old := i.link
-	i.link = l
-	closed := i.closed
-	i.mu.Unlock()
-	if old != nil {
-		old.AMQP1Link.Close()
-	}
-	if closed {
-		l.AMQP1Link.Close()
-		return nil, errClosed
-	}
-	return l, nil
-}
+// Close closes the connection, and the link with it.
+func (l *amqp1Link) Close() { l.AMQP1Link.Close() }
 
 func (i *amqp1Injector) open(ctx context.Context) (*amqp1Link, error) {
 	l, err := i.c.Broker.Connect(ctx)
@@ -144,19 +111,6 @@ func (i *amqp1Injector) open(ctx context.Context) (*amqp1Link, error) {
 	return &amqp1Link{l, s}, nil
 }
 
-// current returns the connection that works, nil when there is none, or errClosed.
-func (i *amqp1Injector) current() (*amqp1Link, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.closed {
-		return nil, errClosed
-	}
-	if i.link != nil && i.link.Context.Err() == nil {
-		return i.link, nil
-	}
-	return nil, nil
-}
-
 // Expires implements Expirer: each message has a time to live.
 func (i *amqp1Injector) Expires() bool { return true }
 
@@ -169,7 +123,7 @@ func (i *amqp1Injector) Inject(ctx context.Context, m *Message) error {
 	if err != nil {
 		return Refused(err)
 	}
-	l, err := i.connected(ctx)
+	l, err := i.link.get(ctx)
 	if err != nil {
 		return Refused(err)
 	}
@@ -286,18 +240,12 @@ func (i *amqp1Injector) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.AMQP1Link.Close()
+	l.Close()
 	return nil
 }
 
 // Close implements Injector.
 func (i *amqp1Injector) Close() error {
-	i.mu.Lock()
-	l := i.link
-	i.link, i.closed = nil, true
-	i.mu.Unlock()
-	if l != nil {
-		l.AMQP1Link.Close()
-	}
+	i.link.close()
 	return nil
 }

@@ -189,7 +189,7 @@ func TestAMQP1Window(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	if _, err := in.(*amqp1Injector).connected(t.Context()); err != nil {
+	if _, err := in.(*amqp1Injector).link.get(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/eclipse/paho.golang/paho/session"
@@ -80,67 +79,19 @@ func (c *MQTTConfig) Open() (Injector, error) {
 	if _, err := c.Broker.TLS.Config(); err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	return &mqttInjector{c: c, turn: make(chan struct{}, 1)}, nil
+	i := &mqttInjector{c: c}
+	i.link = keep(i.connect, func(l *conn.MQTTLink) bool { return l.Context.Err() == nil })
+	return i, nil
 }
 
 type mqttInjector struct {
 	c    *MQTTConfig
-	turn chan struct{} // held by whoever connects
-
-	mu     sync.Mutex
-	link   *conn.MQTTLink
-	closed bool
+	link *keptLink[*conn.MQTTLink]
 }
 
 // connect makes a connection whose session ends with it.
 func (i *mqttInjector) connect(ctx context.Context) (*conn.MQTTLink, error) {
 	return i.c.Broker.Connect(ctx, conn.MQTTSession{ClientID: conn.MQTTClientID(i.c.ClientIDPrefix)})
-}
-
-// connected returns the connection, and makes a new one when there is none or it was lost.
-func (i *mqttInjector) connected(ctx context.Context) (*conn.MQTTLink, error) {
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	select {
-	case i.turn <- struct{}{}:
-		defer func() { <-i.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("connect: %w", ctx.Err())
-	}
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	l, err := i.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	i.mu.Lock()
-	old := i.link
-	i.link = l
-	closed := i.closed
-	i.mu.Unlock()
-	if old != nil {
-		old.Close()
-	}
-	if closed {
-		l.Close()
-		return nil, errClosed
-	}
-	return l, nil
-}
-
-// current returns the connection that works, nil when there is none, or errClosed.
-func (i *mqttInjector) current() (*conn.MQTTLink, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.closed {
-		return nil, errClosed
-	}
-	if i.link != nil && i.link.Context.Err() == nil {
-		return i.link, nil
-	}
-	return nil, nil
 }
 
 // Expires implements Expirer: each message has an expiry interval.
@@ -155,7 +106,7 @@ func (i *mqttInjector) Inject(ctx context.Context, m *Message) error {
 	if err != nil {
 		return Refused(err)
 	}
-	l, err := i.connected(ctx)
+	l, err := i.link.get(ctx)
 	if err != nil {
 		return Refused(err)
 	}
@@ -252,12 +203,6 @@ func (i *mqttInjector) Check(ctx context.Context) error {
 
 // Close implements Injector.
 func (i *mqttInjector) Close() error {
-	i.mu.Lock()
-	l := i.link
-	i.link, i.closed = nil, true
-	i.mu.Unlock()
-	if l != nil {
-		l.Close()
-	}
+	i.link.close()
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -59,16 +58,14 @@ func (c *NATSConfig) Validate() error {
 
 // Open implements Config.
 func (c *NATSConfig) Open() (Injector, error) {
-	return &natsInjector{c: c, turn: make(chan struct{}, 1)}, nil
+	i := &natsInjector{c: c}
+	i.link = keep(i.open, func(l *natsLink) bool { return l.Context.Err() == nil && l.IsConnected() })
+	return i, nil
 }
 
 type natsInjector struct {
 	c    *NATSConfig
-	turn chan struct{} // held by whoever connects
-
-	mu     sync.Mutex
-	link   *natsLink
-	closed bool
+	link *keptLink[*natsLink]
 }
 
 // natsLink is a connection and what was learnt from it.
@@ -79,22 +76,8 @@ type natsLink struct {
 	ttl bool
 }
 
-var errClosed = errors.New("the injector is closed")
-
-// connected returns the connection, and makes a new one when there is none or it was lost.
-func (i *natsInjector) connected(ctx context.Context) (*natsLink, error) {
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
-	select {
-	case i.turn <- struct{}{}:
-		defer func() { <-i.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("connect: %w", ctx.Err())
-	}
-	if l, err := i.current(); l != nil || err != nil {
-		return l, err
-	}
+// open connects, and asks the stream what it takes.
+func (i *natsInjector) open(ctx context.Context) (*natsLink, error) {
 	raw, err := i.c.Broker.Connect(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -109,32 +92,7 @@ func (i *natsInjector) connected(ctx context.Context) (*natsLink, error) {
 			return nil, err
 		}
 	}
-	i.mu.Lock()
-	old := i.link
-	i.link = l
-	closed := i.closed
-	i.mu.Unlock()
-	if old != nil {
-		old.Close()
-	}
-	if closed {
-		l.Close()
-		return nil, errClosed
-	}
 	return l, nil
-}
-
-// current returns the connection that works, nil when there is none, or errClosed.
-func (i *natsInjector) current() (*natsLink, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.closed {
-		return nil, errClosed
-	}
-	if i.link != nil && i.link.Context.Err() == nil && i.link.IsConnected() {
-		return i.link, nil
-	}
-	return nil, nil
 }
 
 // Expires implements Expirer. A stream may take a TTL for each message; which one will is known when it
@@ -211,7 +169,7 @@ func (i *natsInjector) Inject(ctx context.Context, m *Message) error {
 	if err != nil {
 		return Refused(err)
 	}
-	l, err := i.connected(ctx)
+	l, err := i.link.get(ctx)
 	if err != nil {
 		return Refused(err)
 	}
@@ -263,7 +221,7 @@ func (i *natsInjector) store(ctx context.Context, l *natsLink, msg *nats.Msg, m 
 	case errors.As(err, &answer):
 		// The stream says no: it is full, say, or the message too long.
 		if answer.ErrorCode == ttlDisabled {
-			i.drop(l) // it took them when the connection was made: ask again
+			i.link.drop(l) // it took them when the connection was made: ask again
 		}
 		return Refused(conn.WithClass(conn.Other, err))
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadSubject):
@@ -297,7 +255,7 @@ func (i *natsInjector) publish(ctx context.Context, l *natsLink, msg *nats.Msg) 
 func (i *natsInjector) failed(l *natsLink, msg *nats.Msg, err error) error {
 	denied := l.Denied()
 	err = l.Err(err)
-	i.drop(l)
+	i.link.drop(l)
 	if denied != nil {
 		err = denied
 		if l.DeniedTo(msg.Subject) {
@@ -305,16 +263,6 @@ func (i *natsInjector) failed(l *natsLink, msg *nats.Msg, err error) error {
 		}
 	}
 	return err
-}
-
-// drop makes the next injection connect anew.
-func (i *natsInjector) drop(l *natsLink) {
-	i.mu.Lock()
-	if i.link == l {
-		i.link = nil
-	}
-	i.mu.Unlock()
-	l.Close()
 }
 
 // Check implements Checker.
@@ -340,12 +288,6 @@ func (i *natsInjector) Check(ctx context.Context) error {
 
 // Close implements Injector.
 func (i *natsInjector) Close() error {
-	i.mu.Lock()
-	l := i.link
-	i.link, i.closed = nil, true
-	i.mu.Unlock()
-	if l != nil {
-		l.Close()
-	}
+	i.link.close()
 	return nil
 }
