@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -28,68 +29,23 @@ type AMQP struct {
 	TLS *TLS `yaml:"tls,omitempty"`
 }
 
-// brokers returns the addresses in URL.
-func (a *AMQP) brokers() (all []amqpBroker, err error) {
-	for s := range strings.SplitSeq(a.URL, ",") {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		switch {
-		case err != nil:
-			return nil, errors.New("is not an address such as amqp://host:5672/vhost")
-		case u.User != nil:
-			return nil, errors.New("holds a user name: use username and password, so that the password is not in the file")
-		case u.Hostname() == "" || u.Scheme != "amqp" && u.Scheme != "amqps":
-			return nil, fmt.Errorf("%q is not an address such as amqp://host:5672/vhost", s)
-		case u.RawQuery != "" || u.Fragment != "":
-			return nil, fmt.Errorf("%q has more than a host, a port and a virtual host", s)
-		case strings.Contains(strings.TrimPrefix(u.EscapedPath(), "/"), "/"):
-			return nil, fmt.Errorf("%q: a slash in the name of a virtual host is written %%2F", s)
-		}
-		b := amqpBroker{addr: u.Host, host: u.Hostname(), vhost: strings.TrimPrefix(u.Path, "/"), tls: u.Scheme == "amqps"}
-		if u.Port() == "" {
-			b.addr = net.JoinHostPort(u.Hostname(), map[bool]string{false: "5672", true: "5671"}[b.tls])
-		}
-		if b.vhost == "" {
-			b.vhost = "/"
-		}
-		all = append(all, b)
+var amqpURL = brokerURL{"amqp", "5672", "5671", "amqp://host:5672/vhost", func(s string, u *url.URL) error {
+	switch {
+	case u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%q has more than a host, a port and a virtual host", s)
+	case strings.Contains(strings.TrimPrefix(u.EscapedPath(), "/"), "/"):
+		return fmt.Errorf("%q: a slash in the name of a virtual host is written %%2F", s)
 	}
-	return all, nil
-}
-
-type amqpBroker struct {
-	addr, host, vhost string
-	tls               bool
-}
+	return nil
+}}
 
 // Validate reports what is missing or contradicts itself.
 func (a *AMQP) Validate() error {
-	var errs []error
-	secure := true
-	if a.URL == "" {
-		errs = append(errs, Field("url", "is required: an address such as amqp://host:5672/vhost"))
-	} else if brokers, err := a.brokers(); err != nil {
-		errs = append(errs, Field("url", "%w", err))
-	} else {
-		for _, b := range brokers {
-			secure = secure && b.tls
-		}
-	}
-	switch {
-	case a.External && (a.Username != "" || !a.Password.IsZero()):
-		errs = append(errs, Field("external", "cannot be combined with username and password"))
-	case a.External && (a.TLS == nil || a.TLS.CertFile == ""):
-		errs = append(errs, Field("external", "needs tls with a cert_file: the certificate is what logs in"))
-	case (a.Username == "") != a.Password.IsZero():
-		errs = append(errs, Field("password", "username and password go together"))
-	case a.Username != "":
-		errs = append(errs, Prefix("password", a.Password.Validate()))
-	}
-	if a.TLS != nil && !secure {
-		errs = append(errs, Field("tls", "is for addresses that begin with amqps://"))
-	}
-	errs = append(errs, Prefix("tls", a.TLS.Validate()))
-	return errors.Join(errs...)
+	return errors.Join(
+		amqpURL.validate(a.URL, a.TLS),
+		validateLogin(a.Username, a.Password, a.External, a.TLS),
+		Prefix("tls", a.TLS.Validate()),
+	)
 }
 
 const (
@@ -119,7 +75,7 @@ func (a *AMQP) Connect(ctx context.Context, purpose string) (*AMQPLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	brokers, err := a.brokers()
+	brokers, err := amqpURL.parse(a.URL)
 	if err != nil {
 		return nil, Field("url", "%w", err)
 	}
@@ -135,47 +91,22 @@ func (a *AMQP) Connect(ctx context.Context, purpose string) (*AMQPLink, error) {
 		l.hide = NewRedactor(password)
 		login.response = "\x00" + a.Username + "\x00" + password
 	}
-	var errs []error
-	for _, b := range brokers {
-		if err = l.open(ctx, b, config, login, purpose); err == nil {
-			return l, nil
-		}
-		if ctx.Err() != nil {
-			// What the client makes of a connection that was cut off in the middle is not the reason.
-			err = ctx.Err()
-		}
-		errs = append(errs, fmt.Errorf("connect to %s: %w", b.addr, l.error(err)))
-		if ctx.Err() != nil {
-			break
-		}
+	err = first(ctx, brokers, l.error, func(b broker) error { return l.open(ctx, b, config, login, purpose) })
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(errs...)
+	return l, nil
 }
 
-func (l *AMQPLink) open(ctx context.Context, b amqpBroker, config *tls.Config, login amqpLogin, purpose string) error {
+func (l *AMQPLink) open(ctx context.Context, b broker, config *tls.Config, login amqpLogin, purpose string) error {
 	ctx, cancel := context.WithTimeout(ctx, amqpHandshake)
 	defer cancel()
-	raw, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", b.addr)
+	raw, err := b.dial(ctx, config)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
-	if b.tls {
-		own := &tls.Config{MinVersion: tls.VersionTLS12}
-		if config != nil {
-			own = config.Clone()
-		}
-		if own.ServerName == "" {
-			own.ServerName = b.host
-		}
-		secure := tls.Client(raw, own)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			raw.Close()
-			return err
-		}
-		raw = secure
-	}
 	l.tap = &amqpTap{Conn: raw}
 	// A login that is refused is told apart from a connection that is lost only if we say that we understand it. The
 	// client puts its capabilities in just before it asks for the response.
@@ -185,7 +116,7 @@ func (l *AMQPLink) open(ctx context.Context, b amqpBroker, config *tls.Config, l
 			can["authentication_failure_close"] = true
 		}
 	}
-	c, err := amqp.Open(l.tap, amqp.Config{SASL: []amqp.Authentication{&login}, Vhost: b.vhost, Heartbeat: amqpHeartbeat,
+	c, err := amqp.Open(l.tap, amqp.Config{SASL: []amqp.Authentication{&login}, Vhost: cmp.Or(b.path, "/"), Heartbeat: amqpHeartbeat,
 		ChannelMax: 16, FrameSize: 128 << 10, Locale: "en_US", Properties: properties})
 	if err == nil && !stop() {
 		err = ctx.Err()

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -29,63 +30,20 @@ type AMQP1 struct {
 	TLS *TLS `yaml:"tls,omitempty"`
 }
 
-type amqp1Broker struct {
-	addr, host string
-	tls        bool
-}
-
-// brokers returns the addresses in URL.
-func (a *AMQP1) brokers() (all []amqp1Broker, err error) {
-	for s := range strings.SplitSeq(a.URL, ",") {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		switch {
-		case err != nil:
-			return nil, errors.New("is not an address such as amqps://host:5671")
-		case u.User != nil:
-			return nil, errors.New("holds a user name: use username and password, so that the password is not in the file")
-		case u.Hostname() == "" || u.Scheme != "amqp" && u.Scheme != "amqps":
-			return nil, fmt.Errorf("%q is not an address such as amqps://host:5671", s)
-		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, fmt.Errorf("%q has more than a host and a port; a virtual host of RabbitMQ is hostname: vhost:NAME", s)
-		}
-		b := amqp1Broker{addr: u.Host, host: u.Hostname(), tls: u.Scheme == "amqps"}
-		if u.Port() == "" {
-			b.addr = net.JoinHostPort(u.Hostname(), map[bool]string{false: "5672", true: "5671"}[b.tls])
-		}
-		all = append(all, b)
+var amqp1URL = brokerURL{"amqp", "5672", "5671", "amqps://host:5671", func(s string, u *url.URL) error {
+	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q has more than a host and a port; a virtual host of RabbitMQ is hostname: vhost:NAME", s)
 	}
-	return all, nil
-}
+	return nil
+}}
 
 // Validate reports what is missing or contradicts itself.
 func (a *AMQP1) Validate() error {
-	var errs []error
-	secure := true
-	if a.URL == "" {
-		errs = append(errs, Field("url", "is required: an address such as amqps://host:5671"))
-	} else if brokers, err := a.brokers(); err != nil {
-		errs = append(errs, Field("url", "%w", err))
-	} else {
-		for _, b := range brokers {
-			secure = secure && b.tls
-		}
-	}
-	switch {
-	case a.External && (a.Username != "" || !a.Password.IsZero()):
-		errs = append(errs, Field("external", "cannot be combined with username and password"))
-	case a.External && (a.TLS == nil || a.TLS.CertFile == ""):
-		errs = append(errs, Field("external", "needs tls with a cert_file: the certificate is what logs in"))
-	case (a.Username == "") != a.Password.IsZero():
-		errs = append(errs, Field("password", "username and password go together"))
-	case a.Username != "":
-		errs = append(errs, Prefix("password", a.Password.Validate()))
-	}
-	if a.TLS != nil && !secure {
-		errs = append(errs, Field("tls", "is for addresses that begin with amqps://"))
-	}
-	errs = append(errs, Prefix("tls", a.TLS.Validate()))
-	return errors.Join(errs...)
+	return errors.Join(
+		amqp1URL.validate(a.URL, a.TLS),
+		validateLogin(a.Username, a.Password, a.External, a.TLS),
+		Prefix("tls", a.TLS.Validate()),
+	)
 }
 
 const (
@@ -114,7 +72,7 @@ func (a *AMQP1) Connect(ctx context.Context) (*AMQP1Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	brokers, err := a.brokers()
+	brokers, err := amqp1URL.parse(a.URL)
 	if err != nil {
 		return nil, Field("url", "%w", err)
 	}
@@ -131,48 +89,23 @@ func (a *AMQP1) Connect(ctx context.Context) (*AMQP1Link, error) {
 		l.hide = NewRedactor(password)
 		opts.SASLType = amqp.SASLTypePlain(a.Username, password)
 	}
-	var errs []error
-	for _, b := range brokers {
-		opts.HostName = b.host
-		if a.Hostname != "" {
-			opts.HostName = a.Hostname
-		}
-		if err = l.open(ctx, b, config, opts); err == nil {
-			return l, nil
-		}
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		errs = append(errs, fmt.Errorf("connect to %s: %w", b.addr, l.error(err)))
-		if ctx.Err() != nil {
-			break
-		}
+	err = first(ctx, brokers, l.error, func(b broker) error {
+		opts.HostName = cmp.Or(a.Hostname, b.host)
+		return l.open(ctx, b, config, opts)
+	})
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(errs...)
+	return l, nil
 }
 
-func (l *AMQP1Link) open(ctx context.Context, b amqp1Broker, config *tls.Config, opts amqp.ConnOptions) error {
+func (l *AMQP1Link) open(ctx context.Context, b broker, config *tls.Config, opts amqp.ConnOptions) error {
 	l.Context, l.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithTimeout(ctx, amqp1Handshake)
 	defer cancel()
-	raw, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", b.addr)
+	raw, err := b.dial(ctx, config)
 	if err != nil {
 		return err
-	}
-	if b.tls {
-		own := &tls.Config{MinVersion: tls.VersionTLS12}
-		if config != nil {
-			own = config.Clone()
-		}
-		if own.ServerName == "" {
-			own.ServerName = b.host
-		}
-		secure := tls.Client(raw, own)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			raw.Close()
-			return err
-		}
-		raw = secure
 	}
 	// The client itself bounds its steps by the deadline alone.
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
@@ -211,12 +144,7 @@ func (l *AMQP1Link) Another(ctx context.Context) (*amqp.Session, error) {
 
 // With returns a context that ends with ctx or with the connection. After it, Err tells which.
 func (l *AMQP1Link) With(ctx context.Context) (context.Context, context.CancelFunc) {
-	both, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(l.Context, func() { cancel(context.Cause(l.Context)) })
-	return both, func() {
-		stop()
-		cancel(nil)
-	}
+	return either(ctx, l.Context)
 }
 
 // Err returns err with its class, or the reason for which the connection was lost, where that is what ended a call.

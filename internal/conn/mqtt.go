@@ -38,48 +38,16 @@ type MQTT struct {
 // NewMQTT returns the defaults.
 func NewMQTT() MQTT { return MQTT{KeepAlive: Duration(10 * time.Second)} }
 
-type mqttBroker struct {
-	addr, host string
-	tls        bool
-}
-
-// brokers returns the addresses in URL.
-func (m *MQTT) brokers() (all []mqttBroker, err error) {
-	for s := range strings.SplitSeq(m.URL, ",") {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		switch {
-		case err != nil:
-			return nil, errors.New("is not an address such as mqtt://host:1883")
-		case u.User != nil:
-			return nil, errors.New("holds a user name: use username and password, so that the password is not in the file")
-		case u.Hostname() == "" || u.Scheme != "mqtt" && u.Scheme != "mqtts":
-			return nil, fmt.Errorf("%q is not an address such as mqtt://host:1883", s)
-		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, fmt.Errorf("%q has more than a host and a port", s)
-		}
-		b := mqttBroker{addr: u.Host, host: u.Hostname(), tls: u.Scheme == "mqtts"}
-		if u.Port() == "" {
-			b.addr = net.JoinHostPort(u.Hostname(), map[bool]string{false: "1883", true: "8883"}[b.tls])
-		}
-		all = append(all, b)
+var mqttURL = brokerURL{"mqtt", "1883", "8883", "mqtt://host:1883", func(s string, u *url.URL) error {
+	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q has more than a host and a port", s)
 	}
-	return all, nil
-}
+	return nil
+}}
 
 // Validate reports what is missing or contradicts itself.
 func (m *MQTT) Validate() error {
-	var errs []error
-	secure := true
-	if m.URL == "" {
-		errs = append(errs, Field("url", "is required: an address such as mqtt://host:1883"))
-	} else if brokers, err := m.brokers(); err != nil {
-		errs = append(errs, Field("url", "%w", err))
-	} else {
-		for _, b := range brokers {
-			secure = secure && b.tls
-		}
-	}
+	errs := []error{mqttURL.validate(m.URL, m.TLS)}
 	if !m.Password.IsZero() {
 		errs = append(errs, Prefix("password", m.Password.Validate()))
 		if m.Username == "" {
@@ -88,9 +56,6 @@ func (m *MQTT) Validate() error {
 	}
 	if k := time.Duration(m.KeepAlive); k < 2*time.Second || k > time.Hour || k%time.Second != 0 {
 		errs = append(errs, Field("keep_alive", "%s is not a number of whole seconds from 2s to 1h", m.KeepAlive))
-	}
-	if m.TLS != nil && !secure {
-		errs = append(errs, Field("tls", "is for addresses that begin with mqtts://"))
 	}
 	errs = append(errs, Prefix("tls", m.TLS.Validate()))
 	return errors.Join(errs...)
@@ -165,7 +130,7 @@ func (m *MQTT) Connect(ctx context.Context, s MQTTSession) (*MQTTLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	brokers, err := m.brokers()
+	brokers, err := mqttURL.parse(m.URL)
 	if err != nil {
 		return nil, Field("url", "%w", err)
 	}
@@ -190,45 +155,24 @@ func (m *MQTT) Connect(ctx context.Context, s MQTTSession) (*MQTTLink, error) {
 		hide = NewRedactor(password)
 		packet.Password, packet.PasswordFlag = []byte(password), true
 	}
-	var errs []error
-	for _, b := range brokers {
-		l := &MQTTLink{hide: hide, will: s.Farewell != nil}
-		if err = l.open(ctx, b, config, packet, &s); err == nil {
-			return l, nil
-		}
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		errs = append(errs, fmt.Errorf("connect to %s: %w", b.addr, hide.Error(err)))
-		if ctx.Err() != nil {
-			break
-		}
+	var l *MQTTLink
+	err = first(ctx, brokers, hide.Error, func(b broker) error {
+		l = &MQTTLink{hide: hide, will: s.Farewell != nil}
+		return l.open(ctx, b, config, packet, &s)
+	})
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(errs...)
+	return l, nil
 }
 
-func (l *MQTTLink) open(ctx context.Context, b mqttBroker, config *tls.Config, packet *paho.Connect, s *MQTTSession) error {
+func (l *MQTTLink) open(ctx context.Context, b broker, config *tls.Config, packet *paho.Connect, s *MQTTSession) error {
 	l.Context, l.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithTimeout(ctx, mqttHandshake)
 	defer cancel()
-	raw, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", b.addr)
+	raw, err := b.dial(ctx, config)
 	if err != nil {
 		return err
-	}
-	if b.tls {
-		own := &tls.Config{MinVersion: tls.VersionTLS12}
-		if config != nil {
-			own = config.Clone()
-		}
-		if own.ServerName == "" {
-			own.ServerName = b.host
-		}
-		secure := tls.Client(raw, own)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			raw.Close()
-			return err
-		}
-		raw = secure
 	}
 	l.raw = &mqttConn{Conn: raw, r: bufio.NewReaderSize(raw, 32<<10)}
 	l.ping.conn = l.raw
@@ -299,12 +243,7 @@ func (l *MQTTLink) lost(err error) { l.fail(l.hide.Error(fmt.Errorf("connection 
 
 // With returns a context that ends with ctx or with the connection. After it, Err tells which.
 func (l *MQTTLink) With(ctx context.Context) (context.Context, context.CancelFunc) {
-	both, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(l.Context, func() { cancel(context.Cause(l.Context)) })
-	return both, func() {
-		stop()
-		cancel(nil)
-	}
+	return either(ctx, l.Context)
 }
 
 // Err returns why a call failed: the reason for which the connection was lost, where that is what ended the call,

@@ -194,12 +194,7 @@ func (l *NATSLink) denied(err error) error {
 
 // With returns a context that ends with ctx or with the connection. After it, Err tells which.
 func (l *NATSLink) With(ctx context.Context) (context.Context, context.CancelFunc) {
-	both, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(l.Context, func() { cancel(context.Cause(l.Context)) })
-	return both, func() {
-		stop()
-		cancel(nil)
-	}
+	return either(ctx, l.Context)
 }
 
 // Err returns why a call failed: the reason for which the connection was lost, where that is what
