@@ -51,7 +51,7 @@ probes:
   orders: {inject: {http: {url: %q}}, sinks: [orders]}
 `, q.sink, r.url))
 	d := startDaemonAt(t, config)
-	before := d.await(t, "the heartbeat has arrived", func(s scrape) bool { return s.sum("heartbeats_received_total") == 1 })
+	before := d.await(t, "the heartbeat has arrived", func(s scrape) bool { return s.Sum("heartbeats_received_total") == 1 })
 	before.wants(t, map[string]float64{"sink_messages_total kind heartbeat": 1})
 
 	keys := heartbeat.NewKeyring([]byte(key))
@@ -96,7 +96,7 @@ probes:
 			total++
 		}
 	}
-	s := d.await(t, "everything is counted", func(s scrape) bool { return s.sum("sink_messages_total") >= total })
+	s := d.await(t, "everything is counted", func(s scrape) bool { return s.Sum("sink_messages_total") >= total })
 	table := map[string]float64{
 		"heartbeats_received_total":                  1,
 		"heartbeats_duplicated_total kind duplicate": 2, // the copies
@@ -105,15 +105,15 @@ probes:
 		"heartbeats_in_flight":                       0,
 		"heartbeat_latency_seconds_count":            1,
 	}
-	for _, e := range s.find("sink_messages_total") {
-		kind := e.labels["kind"]
+	for _, e := range s.Find("sink_messages_total") {
+		kind := e.Labels["kind"]
 		table["sink_messages_total kind "+kind] = want[kind]
 	}
 	for _, gauge := range []string{"heartbeat_timestamp_seconds", "lag_seconds"} {
-		if now, then := s.find(gauge), before.find(gauge); len(now) != len(then) {
+		if now, then := s.Find(gauge), before.Find(gauge); len(now) != len(then) {
 			t.Errorf("%s: %v became %v", gauge, then, now)
 		}
-		table[gauge] = before.sum(gauge)
+		table[gauge] = before.Sum(gauge)
 	}
 	s.wants(t, table)
 }
@@ -129,7 +129,7 @@ sinks:
 probes:
   orders: {sinks: [callbacks]}
 `, addr))
-	d.await(t, "the listener is there", func(s scrape) bool { return s.sum("sink_up") == 1 })
+	d.await(t, "the listener is there", func(s scrape) bool { return s.Sum("sink_up") == 1 })
 	post := func(body string) int {
 		t.Helper()
 		resp, err := client.Post("http://"+addr+"/in", "text/plain", strings.NewReader(body))

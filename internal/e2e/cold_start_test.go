@@ -41,7 +41,7 @@ func coldStart(t *testing.T, config string) time.Duration {
 	t.Helper()
 	began := time.Now()
 	d := startDaemon(t, config)
-	for s := (scrape{}); s.sum("heartbeats_received_total") == 0; time.Sleep(2 * time.Millisecond) {
+	for s := (scrape{}); s.Sum("heartbeats_received_total") == 0; time.Sleep(2 * time.Millisecond) {
 		s = d.scrape(t)
 		if time.Since(began) > patience {
 			t.Fatalf("no heartbeat within %v:\n%s", patience, s)

@@ -14,9 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
-
 	"github.com/lag-monitor/lag-monitor/internal/servers"
 )
 
@@ -93,9 +90,10 @@ func (d *daemon) scrape(t *testing.T) scrape {
 func (d *daemon) tryScrape() (scrape, error) {
 	text, err := call(context.Background(), http.MethodGet, "http://"+d.addr+"/metrics", nil)
 	if err != nil {
-		return nil, err
+		return scrape{}, err
 	}
-	return parse(text)
+	s, err := servers.ParseScrape(text)
+	return scrape{s}, err
 }
 
 // await scrapes again and again until ok accepts a scrape, and returns that one.
@@ -112,80 +110,8 @@ func (d *daemon) await(t *testing.T, what string, ok func(scrape) bool) scrape {
 	}
 }
 
-// scrape is what /metrics said: the series by the name of the metric. A histogram is there as NAME_count
-// and NAME_sum.
-type scrape map[string][]series
-
-type series struct {
-	labels map[string]string
-	value  float64
-}
-
-func parse(text []byte) (scrape, error) {
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
-	if err != nil {
-		return nil, err
-	}
-	s := scrape{}
-	for name, family := range families {
-		for _, m := range family.GetMetric() {
-			labels := map[string]string{}
-			for _, l := range m.GetLabel() {
-				labels[l.GetName()] = l.GetValue()
-			}
-			add := func(name string, value float64) { s[name] = append(s[name], series{labels, value}) }
-			switch {
-			case m.Counter != nil:
-				add(name, m.GetCounter().GetValue())
-			case m.Gauge != nil:
-				add(name, m.GetGauge().GetValue())
-			case m.Histogram != nil:
-				add(name+"_count", float64(m.GetHistogram().GetSampleCount()))
-				add(name+"_sum", m.GetHistogram().GetSampleSum())
-			}
-		}
-	}
-	return s, nil
-}
-
-// String shows the program's own series, one a line.
-func (s scrape) String() string {
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(s)) {
-		if !strings.HasPrefix(name, "lag_monitor_") || strings.Contains(name, "_info") {
-			continue
-		}
-		for _, e := range s[name] {
-			fmt.Fprintf(&b, "%s%v %v\n", name, e.labels, e.value)
-		}
-	}
-	return b.String()
-}
-
-// find returns the series of lag_monitor_NAME with these labels, given as pairs of name and value.
-func (s scrape) find(name string, labels ...string) []series {
-	var found []series
-next:
-	for _, e := range s["lag_monitor_"+name] {
-		for i := 0; i+1 < len(labels); i += 2 {
-			if e.labels[labels[i]] != labels[i+1] {
-				continue next
-			}
-		}
-		found = append(found, e)
-	}
-	return found
-}
-
-// sum adds up what find returns.
-func (s scrape) sum(name string, labels ...string) float64 {
-	var sum float64
-	for _, e := range s.find(name, labels...) {
-		sum += e.value
-	}
-	return sum
-}
+// scrape is what /metrics said.
+type scrape struct{ servers.Scrape }
 
 // wants reports every difference between the scrape and a table: the key is a metric's name (without
 // lag_monitor_) and pairs of label and value, all separated by spaces; the value is what they add up to.
@@ -193,9 +119,9 @@ func (s scrape) wants(t *testing.T, table map[string]float64) {
 	t.Helper()
 	for _, key := range slices.Sorted(maps.Keys(table)) {
 		f := strings.Fields(key)
-		if len(s.find(f[0], f[1:]...)) == 0 {
+		if len(s.Find(f[0], f[1:]...)) == 0 {
 			t.Errorf("%s: no such series", key)
-		} else if got := s.sum(f[0], f[1:]...); got != table[key] {
+		} else if got := s.Sum(f[0], f[1:]...); got != table[key] {
 			t.Errorf("%s: %v; want %v", key, got, table[key])
 		}
 	}
@@ -204,19 +130,19 @@ func (s scrape) wants(t *testing.T, table map[string]float64) {
 // addsUp checks the account of each pair of a probe that injects and a sink.
 func (s scrape) addsUp(t *testing.T) {
 	t.Helper()
-	for _, e := range s.find("heartbeats_in_flight") {
-		probe, sink := e.labels["probe"], e.labels["sink"]
-		if len(s.find("heartbeats_sent_total", "probe", probe)) == 0 {
+	for _, e := range s.Find("heartbeats_in_flight") {
+		probe, sink := e.Labels["probe"], e.Labels["sink"]
+		if len(s.Find("heartbeats_sent_total", "probe", probe)) == 0 {
 			continue
 		}
-		sent := s.sum("heartbeats_sent_total", "probe", probe, "result", "success") + s.sum("heartbeats_sent_total", "probe", probe, "result", "unknown")
-		onTime := s.sum("heartbeats_received_total", "probe", probe, "sink", sink, "timing", "on_time")
-		dropped := s.sum("heartbeats_dropped_total", "probe", probe, "sink", sink)
-		unknown := s.sum("heartbeats_indeterminate_total", "probe", probe, "sink", sink)
-		restored := s.sum("heartbeats_restored_total", "probe", probe, "sink", sink)
-		if sent+restored != onTime+dropped+unknown+e.value {
+		sent := s.Sum("heartbeats_sent_total", "probe", probe, "result", "success") + s.Sum("heartbeats_sent_total", "probe", probe, "result", "unknown")
+		onTime := s.Sum("heartbeats_received_total", "probe", probe, "sink", sink, "timing", "on_time")
+		dropped := s.Sum("heartbeats_dropped_total", "probe", probe, "sink", sink)
+		unknown := s.Sum("heartbeats_indeterminate_total", "probe", probe, "sink", sink)
+		restored := s.Sum("heartbeats_restored_total", "probe", probe, "sink", sink)
+		if sent+restored != onTime+dropped+unknown+e.Value {
 			t.Fatalf("the account of %s at %s does not add up: sent %v + restored %v; on time %v + dropped %v + indeterminate %v + in flight %v",
-				probe, sink, sent, restored, onTime, dropped, unknown, e.value)
+				probe, sink, sent, restored, onTime, dropped, unknown, e.Value)
 		}
 	}
 }

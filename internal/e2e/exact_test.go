@@ -55,7 +55,7 @@ probes:
     inject: {%s}
     sinks: [orders]
 `, q.sink, r.url, q.inject))
-	d.await(t, "the sink reads", func(s scrape) bool { return s.sum("sink_up") == 1 })
+	d.await(t, "the sink reads", func(s scrape) bool { return s.Sum("sink_up") == 1 })
 
 	// What looks like the beginning of a heartbeat belongs to others as well.
 	order := func(i int) string {
@@ -75,8 +75,8 @@ probes:
 		traffic <- nil
 	}()
 	s := d.await(t, "all outcomes are known", func(s scrape) bool {
-		return s.sum("heartbeats_sent_total", "probe", "relayed", "result", "success") == accepted &&
-			s.sum("heartbeats_in_flight", "probe", "relayed") == 0
+		return s.Sum("heartbeats_sent_total", "probe", "relayed", "result", "success") == accepted &&
+			s.Sum("heartbeats_in_flight", "probe", "relayed") == 0
 	})
 	if err := <-traffic; err != nil {
 		t.Fatalf("ordinary traffic: %v", err)
@@ -100,27 +100,27 @@ probes:
 		"sink_messages_total kind foreign":                          0,
 		"sink_messages_total kind future":                           0,
 	})
-	s = d.await(t, "all ordinary traffic is counted", func(s scrape) bool { return s.sum("sink_messages_total", "kind", "other") >= ordinary })
+	s = d.await(t, "all ordinary traffic is counted", func(s scrape) bool { return s.Sum("sink_messages_total", "kind", "other") >= ordinary })
 	s.wants(t, map[string]float64{"sink_messages_total kind other": ordinary})
 
-	mean := s.sum("heartbeat_latency_seconds_sum", "probe", "relayed") / (accepted - 7)
+	mean := s.Sum("heartbeat_latency_seconds_sum", "probe", "relayed") / (accepted - 7)
 	if mean <= 0 || mean > 30 {
 		t.Errorf("a mean latency of %v s is not plausible", mean)
 	}
 	t.Logf("mean latency through the relay %.1f ms, straight into the queue %.1f ms", 1000*mean,
-		1000*s.sum("heartbeat_latency_seconds_sum", "probe", "direct")/s.sum("heartbeat_latency_seconds_count", "probe", "direct"))
+		1000*s.Sum("heartbeat_latency_seconds_sum", "probe", "direct")/s.Sum("heartbeat_latency_seconds_count", "probe", "direct"))
 
 	// Each heartbeat goes to every lane: none is ahead of another by more than what is on its way.
-	lanes := s.find("heartbeat_timestamp_seconds", "probe", "direct")
+	lanes := s.Find("heartbeat_timestamp_seconds", "probe", "direct")
 	if len(lanes) != q.lanes {
 		t.Errorf("%d lanes are covered; want %d: %v", len(lanes), q.lanes, lanes)
 	}
 	for _, l := range lanes {
-		if age := time.Since(time.UnixMicro(int64(l.value * 1e6))); age > 15*time.Second {
-			t.Errorf("lane %s has seen nothing for %v", l.labels["lane"], age)
+		if age := time.Since(time.UnixMicro(int64(l.Value * 1e6))); age > 15*time.Second {
+			t.Errorf("lane %s has seen nothing for %v", l.Labels["lane"], age)
 		}
 	}
-	if sent := s.sum("heartbeats_sent_total", "probe", "direct", "result", "success"); sent < 10*float64(q.lanes) {
+	if sent := s.Sum("heartbeats_sent_total", "probe", "direct", "result", "success"); sent < 10*float64(q.lanes) {
 		t.Errorf("only %v heartbeats went straight into the queue", sent)
 	}
 

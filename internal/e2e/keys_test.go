@@ -62,7 +62,7 @@ probes:
 		t.Fatalf("nobody knows who signed %s", token)
 		return ""
 	}
-	reloads := func(s scrape) float64 { return s.sum("config_last_reload_success_timestamp_seconds") }
+	reloads := func(s scrape) float64 { return s.Sum("config_last_reload_success_timestamp_seconds") }
 	accepted := func(n int) {
 		t.Helper()
 		before, _ := r.counts()
@@ -103,8 +103,8 @@ probes:
 		s := d.scrape(t)
 		s.wants(t, map[string]float64{
 			"sink_messages_total kind corrupt":         forged,
-			"heartbeat_timestamp_seconds":              before.sum("heartbeat_timestamp_seconds"),
-			"heartbeats_received_total timing on_time": before.sum("heartbeats_received_total", "timing", "on_time"),
+			"heartbeat_timestamp_seconds":              before.Sum("heartbeat_timestamp_seconds"),
+			"heartbeats_received_total timing on_time": before.Sum("heartbeats_received_total", "timing", "on_time"),
 		})
 
 		r.resume()
@@ -123,7 +123,7 @@ probes:
 	// A key that cannot be read is no reason to go on without one.
 	before := d.scrape(t)
 	use(", key: {file: missing}")
-	d.await(t, "the missing key is reported", func(s scrape) bool { return s.sum("config_last_reload_successful") == 0 })
+	d.await(t, "the missing key is reported", func(s scrape) bool { return s.Sum("config_last_reload_successful") == 0 })
 	after := d.await(t, "the key before goes on", func(s scrape) bool { return progress(s, "orders") >= progress(before, "orders")+10 })
 	after.wants(t, map[string]float64{"sink_messages_total kind corrupt": forged, "heartbeats_dropped_total": 0})
 }

@@ -57,7 +57,7 @@ func TestLookBack(t *testing.T) {
 	}
 	d := startDaemon(t, config(""))
 	d.await(t, "heartbeats arrive everywhere", every(func(s scrape, name string) bool {
-		return s.sum("heartbeats_received_total", "sink", name) >= 8
+		return s.Sum("heartbeats_received_total", "sink", name) >= 8
 	}))
 	for _, name := range names {
 		pipelines[name].hold()
@@ -88,10 +88,10 @@ func TestLookBack(t *testing.T) {
 
 	d.Start()
 	s := d.await(t, "the timestamps continue", every(func(s scrape, name string) bool {
-		at := s.find("heartbeat_timestamp_seconds", "sink", name)
+		at := s.Find("heartbeat_timestamp_seconds", "sink", name)
 		accepted, _ := pipelines[name].counts()
-		return len(at) == 1 && math.Abs(at[0].value-due[name]) < 0.001 && s.sum("sink_messages_total", "sink", name) >= float64(accepted) &&
-			s.sum("heartbeats_sent_total", "probe", name, "result", "failure") > 0
+		return len(at) == 1 && math.Abs(at[0].Value-due[name]) < 0.001 && s.Sum("sink_messages_total", "sink", name) >= float64(accepted) &&
+			s.Sum("heartbeats_sent_total", "probe", name, "result", "failure") > 0
 	}))
 	for _, name := range names {
 		accepted, _ := pipelines[name].counts()
@@ -118,10 +118,10 @@ func TestLookBack(t *testing.T) {
 	write(t, d.config, config("look_back: 0s, "))
 	d.Start()
 	s = d.await(t, "the sinks have caught up", every(func(s scrape, name string) bool {
-		return s.sum("sink_caught_up_timestamp_seconds", "sink", name) > 0 && s.sum("heartbeats_sent_total", "probe", name, "result", "failure") > 0
+		return s.Sum("sink_caught_up_timestamp_seconds", "sink", name) > 0 && s.Sum("heartbeats_sent_total", "probe", name, "result", "failure") > 0
 	}))
 	for _, name := range names {
-		if n := len(s.find("heartbeat_timestamp_seconds", "sink", name)); n != 0 {
+		if n := len(s.Find("heartbeat_timestamp_seconds", "sink", name)); n != 0 {
 			t.Errorf("%s: %d timestamps without a look-back", name, n)
 		}
 		s.wants(t, map[string]float64{"sink_messages_total sink " + name: 0})

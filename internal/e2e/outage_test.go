@@ -44,7 +44,7 @@ func TestBrokerAway(t *testing.T) {
 		}
 	}
 	d.await(t, "heartbeats arrive everywhere", every(func(s scrape, name string) bool {
-		return s.sum("sink_up", "sink", name) == 1 && s.sum("heartbeats_received_total", "sink", name) >= 8
+		return s.Sum("sink_up", "sink", name) == 1 && s.Sum("heartbeats_received_total", "sink", name) >= 8
 	}))
 
 	var before = map[string]int{}
@@ -54,7 +54,7 @@ func TestBrokerAway(t *testing.T) {
 		p.proxy.Cut()
 		_, before[name] = p.counts()
 	}
-	d.await(t, "every sink is blind", every(func(s scrape, name string) bool { return s.sum("sink_up", "sink", name) == 0 }))
+	d.await(t, "every sink is blind", every(func(s scrape, name string) bool { return s.Sum("sink_up", "sink", name) == 0 }))
 	for _, name := range names {
 		p := pipelines[name]
 		eventually(t, name+" has messages that the sink has not seen", func() bool {
@@ -75,7 +75,7 @@ func TestBrokerAway(t *testing.T) {
 	for time.Since(stopped) < away {
 		s := d.scrape(t)
 		for _, name := range names {
-			if s.sum("sink_up", "sink", name) != 0 {
+			if s.Sum("sink_up", "sink", name) != 0 {
 				t.Fatalf("sink %s is up, and its broker is not:\n%s", name, s)
 			}
 		}
@@ -89,7 +89,7 @@ func TestBrokerAway(t *testing.T) {
 	}
 	d.await(t, "every sink is back", every(func(s scrape, name string) bool {
 		p := pipelines[name]
-		if p.back.IsZero() && s.sum("sink_up", "sink", name) == 1 {
+		if p.back.IsZero() && s.Sum("sink_up", "sink", name) == 1 {
 			p.back = time.Now()
 		}
 		return !p.back.IsZero()
@@ -97,7 +97,7 @@ func TestBrokerAway(t *testing.T) {
 	for _, name := range names {
 		pipelines[name].refuse()
 	}
-	s := d.await(t, "all outcomes are known", every(func(s scrape, name string) bool { return s.sum("heartbeats_in_flight", "sink", name) == 0 }))
+	s := d.await(t, "all outcomes are known", every(func(s scrape, name string) bool { return s.Sum("heartbeats_in_flight", "sink", name) == 0 }))
 	for _, name := range names {
 		p := pipelines[name]
 		accepted, delivered := p.counts()
@@ -114,10 +114,10 @@ func TestBrokerAway(t *testing.T) {
 			"heartbeats_duplicated_total kind redelivery sink " + name: 0,
 			"sink_up sink " + name:                                     1,
 		})
-		if s.sum("sink_errors_total", "sink", name, "class", "network") == 0 {
+		if s.Sum("sink_errors_total", "sink", name, "class", "network") == 0 {
 			t.Errorf("%s: no network error was counted:\n%s", name, s)
 		}
 		t.Logf("%s: %d messages waited in the queue; the sink was back %.1f s after its broker; the pipeline itself repeated %v",
-			name, p.unread, p.back.Sub(p.started).Seconds(), s.sum("heartbeats_duplicated_total", "kind", "duplicate", "sink", name))
+			name, p.unread, p.back.Sub(p.started).Seconds(), s.Sum("heartbeats_duplicated_total", "kind", "duplicate", "sink", name))
 	}
 }

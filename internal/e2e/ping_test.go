@@ -53,7 +53,7 @@ func TestPingDisturbsNobody(t *testing.T) {
 			write(t, listens, head+fmt.Sprintf("sinks: {out: {%s}}\nprobes: {orders: {sinks: [out]}}\n", q.sink))
 			d, l := startDaemonAt(t, config), startDaemonAt(t, listens)
 			lanes := float64(q.lanes)
-			arrived := func(s scrape) bool { return s.sum("heartbeats_received_total") >= 2*lanes }
+			arrived := func(s scrape) bool { return s.Sum("heartbeats_received_total") >= 2*lanes }
 			d.await(t, "heartbeats arrive", arrived)
 			l.await(t, "heartbeats arrive at the one that listens", arrived)
 
@@ -75,12 +75,12 @@ func TestPingDisturbsNobody(t *testing.T) {
 			}
 
 			for who, m := range map[string]*daemon{"sends": d, "listens": l} {
-				s := m.await(t, "the heartbeats of ping are seen by the one that "+who, func(s scrape) bool { return s.sum("sink_messages_total", "kind", "foreign") >= count*lanes })
+				s := m.await(t, "the heartbeats of ping are seen by the one that "+who, func(s scrape) bool { return s.Sum("sink_messages_total", "kind", "foreign") >= count*lanes })
 				s.wants(t, map[string]float64{
 					"sink_messages_total kind foreign": count * lanes, "sink_messages_total kind corrupt": 0, "heartbeats_dropped_total": 0,
 					"heartbeats_indeterminate_total": 0, "heartbeats_duplicated_total": 0, "heartbeats_unaccounted_total": 0,
 				})
-				if lost := len(s.find("lag_seconds")); lost != q.lanes {
+				if lost := len(s.Find("lag_seconds")); lost != q.lanes {
 					t.Errorf("the one that %s has %d lanes; want %d", who, lost, q.lanes)
 				}
 			}

@@ -45,7 +45,7 @@ const reloadMain = "global: {timeout: 1m}\ninclude: [team-*.yaml]\n"
 
 // progress returns how many heartbeats of a probe have arrived; 0 after its counters began anew.
 func progress(s scrape, probe string) float64 {
-	return s.sum("heartbeats_received_total", "probe", probe, "timing", "on_time")
+	return s.Sum("heartbeats_received_total", "probe", probe, "timing", "on_time")
 }
 
 // TestReload: what is unchanged keeps its counters over a reload, and a broken file of one team leaves
@@ -74,9 +74,9 @@ func TestReload(t *testing.T) {
 		})
 	}
 	interval := func(seconds float64) func(scrape) bool {
-		return func(s scrape) bool { return s.sum("probe_interval_seconds", "probe", "payments") == seconds }
+		return func(s scrape) bool { return s.Sum("probe_interval_seconds", "probe", "payments") == seconds }
 	}
-	s := after("start", d.await(t, "it runs", func(s scrape) bool { return len(s.find("heartbeats_in_flight")) == 2 }))
+	s := after("start", d.await(t, "it runs", func(s scrape) bool { return len(s.Find("heartbeats_in_flight")) == 2 }))
 	s.wants(t, map[string]float64{"config_last_reload_successful": 1})
 
 	write(t, paymentsFile, payments.team("payments", "60ms"))
@@ -114,7 +114,7 @@ func TestReload(t *testing.T) {
 		"heartbeats_dropped_total probe orders":       0,
 		"heartbeats_indeterminate_total probe orders": 0,
 		// The tick of the start may come before the sink reads; no reload adds to that.
-		"heartbeats_skipped_total probe orders reason sink_not_ready": before.sum("heartbeats_skipped_total", "probe", "orders", "reason", "sink_not_ready"),
+		"heartbeats_skipped_total probe orders reason sink_not_ready": before.Sum("heartbeats_skipped_total", "probe", "orders", "reason", "sink_not_ready"),
 	})
 
 	d.Stop()
@@ -168,7 +168,7 @@ func TestWatch(t *testing.T) {
 	before := d.await(t, "both go on", func(s scrape) bool { return progress(s, "orders") >= 20 && progress(s, "payments") >= 20 })
 
 	publish("2026_01_02", version("60ms"))
-	now := d.await(t, "the new version is taken up", func(s scrape) bool { return s.sum("probe_interval_seconds", "probe", "payments") == 0.06 })
+	now := d.await(t, "the new version is taken up", func(s scrape) bool { return s.Sum("probe_interval_seconds", "probe", "payments") == 0.06 })
 	if progress(now, "orders") < progress(before, "orders") {
 		t.Errorf("orders was not changed and counts anew: %v heartbeats, then %v", progress(before, "orders"), progress(now, "orders"))
 	}
@@ -177,12 +177,12 @@ func TestWatch(t *testing.T) {
 	bad := version("70ms")
 	bad["team-payments.yaml"] = "probes: [\n"
 	publish("2026_01_03", bad)
-	d.await(t, "the mistake is reported", func(s scrape) bool { return s.sum("config_last_reload_successful") == 0 })
+	d.await(t, "the mistake is reported", func(s scrape) bool { return s.Sum("config_last_reload_successful") == 0 })
 	d.scrape(t).wants(t, map[string]float64{"probe_interval_seconds probe payments": 0.06})
 
 	publish("2026_01_04", version("80ms"))
 	d.await(t, "the mended version is taken up", func(s scrape) bool {
-		return s.sum("config_last_reload_successful") == 1 && s.sum("probe_interval_seconds", "probe", "payments") == 0.08
+		return s.Sum("config_last_reload_successful") == 1 && s.Sum("probe_interval_seconds", "probe", "payments") == 0.08
 	})
 	d.scrape(t).wants(t, map[string]float64{"heartbeats_dropped_total probe orders": 0, "heartbeats_indeterminate_total probe orders": 0})
 }

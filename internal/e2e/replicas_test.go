@@ -72,11 +72,11 @@ func TestReplicas(t *testing.T) {
 		var s [2]scrape
 		for i, d := range withBoth {
 			s[i] = d.await(t, "all outcomes are known", func(s scrape) bool {
-				return s.sum("heartbeats_in_flight") == 0 && s.sum("heartbeats_sent_total", "result", "failure") > 0
+				return s.Sum("heartbeats_in_flight") == 0 && s.Sum("heartbeats_sent_total", "result", "failure") > 0
 			})
 		}
 		accepted, _ := both.counts()
-		received := func(i int) float64 { return s[i].sum("heartbeats_received_total", "timing", "on_time") }
+		received := func(i int) float64 { return s[i].Sum("heartbeats_received_total", "timing", "on_time") }
 		if got := received(0) + received(1); got != float64(accepted) {
 			t.Errorf("%d heartbeats were accepted; the replicas received %v and %v", accepted, received(0), received(1))
 		}
@@ -89,7 +89,7 @@ func TestReplicas(t *testing.T) {
 				"heartbeats_unaccounted_total":         0,
 				"sink_messages_total kind corrupt":     0,
 			})
-			if got := withBoth[i].scrape(t).sum("sink_messages_total", "kind", "foreign"); got < received(1-i) {
+			if got := withBoth[i].scrape(t).Sum("sink_messages_total", "kind", "foreign"); got < received(1-i) {
 				t.Errorf("replica %d took %v heartbeats for foreign; the other one received %v", i, got, received(1-i))
 			}
 		}
@@ -104,7 +104,7 @@ func TestReplicas(t *testing.T) {
 		one.hold()
 		incident(t, "one", began, one.resume)
 		withOne[1].Start()
-		withOne[1].await(t, "the replica is back", func(s scrape) bool { return s.sum("heartbeats_received_total", "timing", "on_time") > 0 })
+		withOne[1].await(t, "the replica is back", func(s scrape) bool { return s.Sum("heartbeats_received_total", "timing", "on_time") > 0 })
 		for _, d := range withOne {
 			d.scrape(t).wants(t, map[string]float64{"heartbeats_dropped_total": 0})
 		}
@@ -123,7 +123,7 @@ func TestReplicas(t *testing.T) {
 			t.Errorf("the page does not say that a monitor is away:\n%s", m.Text)
 		}
 		for _, d := range listeners {
-			d.await(t, "heartbeats arrive again", func(s scrape) bool { return s.sum("lag_seconds") < 5 })
+			d.await(t, "heartbeats arrive again", func(s scrape) bool { return s.Sum("lag_seconds") < 5 })
 			d.scrape(t).wants(t, map[string]float64{
 				"heartbeats_dropped_total":         0,
 				"heartbeats_indeterminate_total":   0,

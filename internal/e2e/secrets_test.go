@@ -448,17 +448,17 @@ func TestNoSecretAnywhere(t *testing.T) {
 	}
 	start()
 	d.await(t, "every sink that can fail has failed, and every probe", func(s scrape) bool {
-		for _, e := range s.find("heartbeat_inject_duration_seconds_count") {
-			if e.value < 3 && s.sum("heartbeats_sent_total", "probe", e.labels["probe"], "result", "failure") < 3 {
+		for _, e := range s.Find("heartbeat_inject_duration_seconds_count") {
+			if e.Value < 3 && s.Sum("heartbeats_sent_total", "probe", e.Labels["probe"], "result", "failure") < 3 {
 				return false
 			}
 		}
 		for i, e := range all {
-			if e.sink && e.settings != nil && e.kind != "webhook" && s.sum("sink_errors_total", "sink", fmt.Sprintf("e%d", i)) == 0 {
+			if e.sink && e.settings != nil && e.kind != "webhook" && s.Sum("sink_errors_total", "sink", fmt.Sprintf("e%d", i)) == 0 {
 				return false
 			}
 		}
-		return s.sum("traces_dropped_total", "reason", "export_failed") > 0
+		return s.Sum("traces_dropped_total", "reason", "export_failed") > 0
 	})
 	for _, e := range all {
 		if e.kind == "webhook" && e.settings != nil {
@@ -531,7 +531,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 	run("check", "--connect", whole)
 	before := d.scrape(t)
 	d.await(t, "more fails", func(s scrape) bool {
-		return s.sum("sink_errors_total") >= before.sum("sink_errors_total")+20 && s.sum("heartbeats_sent_total") >= before.sum("heartbeats_sent_total")+50
+		return s.Sum("sink_errors_total") >= before.Sum("sink_errors_total")+20 && s.Sum("heartbeats_sent_total") >= before.Sum("heartbeats_sent_total")+50
 	})
 	look()
 	d.Stop()

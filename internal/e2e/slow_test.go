@@ -20,7 +20,7 @@ func TestSlowClients(t *testing.T) {
 	servers.Need(t)
 	hook, health := servers.FreeAddr(t), servers.FreeAddr(t)
 	d := startDaemon(t, fmt.Sprintf("sinks: {out: {webhook: {listen: %q}}}\nprobes: {p: {sinks: [out]}}\n", hook), "--web.health-listen-address="+health)
-	d.await(t, "the listener is there", func(s scrape) bool { return s.sum("sink_up") == 1 })
+	d.await(t, "the listener is there", func(s scrape) bool { return s.Sum("sink_up") == 1 })
 
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -89,14 +89,14 @@ func TestSlowClients(t *testing.T) {
 		s, err = d.tryScrape()
 		return err == nil
 	})
-	if fds := s["process_open_fds"][0].value; fds > 256+64+64+50 {
+	if fds := s.Scrape["process_open_fds"][0].Value; fds > 256+64+64+50 {
 		t.Errorf("%v file descriptors are open", fds)
 	}
-	if rss := s["process_resident_memory_bytes"][0].value; rss > 150<<20 {
+	if rss := s.Scrape["process_resident_memory_bytes"][0].Value; rss > 150<<20 {
 		t.Errorf("%.0f MB resident", rss/(1<<20))
 	}
-	if n := s.sum("sink_errors_total"); n != 0 || s.sum("sink_up") != 1 {
-		t.Errorf("the sink is up: %v, %v errors", s.sum("sink_up"), n)
+	if n := s.Sum("sink_errors_total"); n != 0 || s.Sum("sink_up") != 1 {
+		t.Errorf("the sink is up: %v, %v errors", s.Sum("sink_up"), n)
 	}
 }
 

@@ -462,7 +462,7 @@ func TestSplitHosts(t *testing.T) {
 	// The clocks are one: what is lost half a second after the listener's start can be counted.
 	const global = "global: {interval: 50ms, timeout: 10s, max_skew: 500ms}\n"
 	listener := startDaemon(t, global+"sinks:\n"+sinks.String()+"probes:\n"+listens.String())
-	listener.await(t, "every sink reads", func(s scrape) bool { return s.sum("sink_up") == float64(len(all)) })
+	listener.await(t, "every sink reads", func(s scrape) bool { return s.Sum("sink_up") == float64(len(all)) })
 	time.Sleep(time.Second)
 	sending := filepath.Join(t.TempDir(), "sender.yaml")
 	write(t, sending, global+"probes:\n"+sends.String())
@@ -519,7 +519,7 @@ func TestSplitHosts(t *testing.T) {
 		"sink_messages_total kind foreign":                   0,
 		"sink_messages_total kind future":                    0,
 	})
-	if len(heard.find("heartbeats_sent_total")) > 0 {
+	if len(heard.Find("heartbeats_sent_total")) > 0 {
 		t.Error("a listener tells of injections")
 	}
 
@@ -546,12 +546,12 @@ func TestSplitHosts(t *testing.T) {
 	deadLane := map[string]string{"via-kafka": "2", "via-nats": "0", "via-http": "0"}
 	s := listener.await(t, "the lag grows where nothing comes out", func(s scrape) bool {
 		for _, name := range []string{"0", "1"} {
-			if s.sum("lag_seconds", "probe", "via-kafka", "lane", name) > 2 {
+			if s.Sum("lag_seconds", "probe", "via-kafka", "lane", name) > 2 {
 				return false
 			}
 		}
 		for probe, lane := range deadLane {
-			if s.sum("lag_seconds", "probe", probe, "lane", lane) < 3 {
+			if s.Sum("lag_seconds", "probe", probe, "lane", lane) < 3 {
 				return false
 			}
 		}
@@ -563,14 +563,14 @@ func TestSplitHosts(t *testing.T) {
 			t.Errorf("%s: %d drops counted of what nobody can know yet", probe, d)
 		}
 	}
-	if len(s.find("lag_seconds", "probe", "via-kafka")) != partitions {
-		t.Errorf("lanes: %v", s.find("lag_seconds", "probe", "via-kafka"))
+	if len(s.Find("lag_seconds", "probe", "via-kafka")) != partitions {
+		t.Errorf("lanes: %v", s.Find("lag_seconds", "probe", "via-kafka"))
 	}
 	// Not for ever: one more comes out and tells of those that did not.
 	each(func(s *split) { s.pipe.does(func(*heartbeat.Heartbeat) fate { return passes }) })
 	listener.await(t, "the lag is low again", func(s scrape) bool {
-		for _, l := range s.find("lag_seconds") {
-			if l.value > 2 {
+		for _, l := range s.Find("lag_seconds") {
+			if l.Value > 2 {
 				return false
 			}
 		}
@@ -582,8 +582,8 @@ func TestSplitHosts(t *testing.T) {
 	// The listener is killed and comes back while the sender goes on: no drop is made up, and a real one counts.
 	sender.Start()
 	listener.await(t, "heartbeats arrive", func(s scrape) bool {
-		lags := s.find("lag_seconds")
-		return !slices.ContainsFunc(lags, func(l series) bool { return l.value > 2 })
+		lags := s.Find("lag_seconds")
+		return !slices.ContainsFunc(lags, func(l servers.Series) bool { return l.Value > 2 })
 	})
 	listener.Kill()
 	listener.Start()
@@ -628,15 +628,15 @@ func TestClocksApart(t *testing.T) {
 	}
 	global := fmt.Sprintf("global: {interval: 100ms, timeout: 8s, max_skew: %s, key: {file: %q}}\n", allowed, key)
 	listener := startDaemon(t, global+fmt.Sprintf("sinks:\n  out: {nats: {url: %q, stream: OUT}}\nprobes:\n", n.URL)+listens.String())
-	listener.await(t, "the sink reads", func(s scrape) bool { return s.sum("sink_up") == 1 })
+	listener.await(t, "the sink reads", func(s scrape) bool { return s.Sum("sink_up") == 1 })
 	sender := startDaemon(t, global+"probes:\n"+sends.String())
 
 	// The gauge may be ahead by what the clocks are allowed to differ, and by no more.
 	sane := func(s scrape) {
 		t.Helper()
-		for _, e := range s.find("heartbeat_timestamp_seconds") {
-			if ahead := e.value - float64(time.Now().UnixNano())/1e9; ahead > allowed.Seconds() {
-				t.Fatalf("the timestamp of %s is %v s in the future", e.labels["probe"], ahead)
+		for _, e := range s.Find("heartbeat_timestamp_seconds") {
+			if ahead := e.Value - float64(time.Now().UnixNano())/1e9; ahead > allowed.Seconds() {
+				t.Fatalf("the timestamp of %s is %v s in the future", e.Labels["probe"], ahead)
 			}
 		}
 	}
@@ -644,9 +644,9 @@ func TestClocksApart(t *testing.T) {
 	time.Sleep(allowed + apart + time.Second)
 	listener.await(t, "heartbeats arrive", func(s scrape) bool {
 		sane(s)
-		return s.sum("heartbeats_received_total", "probe", "ahead", "timing", "on_time") >= 20 &&
-			s.sum("heartbeats_received_total", "probe", "behind", "timing", "on_time") >= 20 &&
-			s.sum("sink_messages_total", "kind", "future") >= 20
+		return s.Sum("heartbeats_received_total", "probe", "ahead", "timing", "on_time") >= 20 &&
+			s.Sum("heartbeats_received_total", "probe", "behind", "timing", "on_time") >= 20 &&
+			s.Sum("sink_messages_total", "kind", "future") >= 20
 	})
 	pipes["ahead"].loses(5)
 	pipes["behind"].loses(5)
@@ -660,11 +660,11 @@ func TestClocksApart(t *testing.T) {
 		"heartbeats_dropped_total probe behind":          5,
 		"heartbeats_dropped_total probe far-ahead":       0,
 		"heartbeats_received_total probe far-ahead":      0,
-		"heartbeat_latency_seconds_count probe behind":   s.sum("heartbeats_received_total", "probe", "behind"),
+		"heartbeat_latency_seconds_count probe behind":   s.Sum("heartbeats_received_total", "probe", "behind"),
 		"heartbeats_indeterminate_total probe ahead":     0,
 		"heartbeats_indeterminate_total probe behind":    0,
 		"heartbeats_received_total timing late":          0,
-		"negative_latencies_total probe ahead":           s.sum("heartbeats_received_total", "probe", "ahead"),
+		"negative_latencies_total probe ahead":           s.Sum("heartbeats_received_total", "probe", "ahead"),
 		"negative_latencies_total probe behind":          0,
 		"negative_latencies_total probe far-ahead":       0,
 		"clock_skew_seconds probe behind":                0,
@@ -674,16 +674,16 @@ func TestClocksApart(t *testing.T) {
 	})
 	// An estimate from below: what the pipeline takes hides a part of the skew.
 	for name, shift := range shifts {
-		if got := s.sum("clock_skew_seconds", "probe", name); shift > 0 && (got > shift.Seconds() || got < shift.Seconds()-1) {
+		if got := s.Sum("clock_skew_seconds", "probe", name); shift > 0 && (got > shift.Seconds() || got < shift.Seconds()-1) {
 			t.Errorf("%s: the skew is estimated as %v s; it is %v", name, got, shift)
 		}
 	}
-	if len(s.find("heartbeat_timestamp_seconds", "probe", "far-ahead"))+len(s.find("lag_seconds", "probe", "far-ahead")) > 0 {
+	if len(s.Find("heartbeat_timestamp_seconds", "probe", "far-ahead"))+len(s.Find("lag_seconds", "probe", "far-ahead")) > 0 {
 		t.Error("a heartbeat from the future has moved a gauge")
 	}
 	// Latency and lag are off by the skew, in the open.
 	mean := func(probe string) float64 {
-		return s.sum("heartbeat_latency_seconds_sum", "probe", probe) / s.sum("heartbeat_latency_seconds_count", "probe", probe)
+		return s.Sum("heartbeat_latency_seconds_sum", "probe", probe) / s.Sum("heartbeat_latency_seconds_count", "probe", probe)
 	}
 	if got := mean("ahead"); got > -1 {
 		t.Errorf("ahead: the mean latency is %v s", got)
@@ -691,7 +691,7 @@ func TestClocksApart(t *testing.T) {
 	if got := mean("behind"); got < apart.Seconds() {
 		t.Errorf("behind: the mean latency is %v s", got)
 	}
-	if got := s.sum("lag_seconds", "probe", "behind"); got < apart.Seconds() {
+	if got := s.Sum("lag_seconds", "probe", "behind"); got < apart.Seconds() {
 		t.Errorf("behind: the lag is %v s", got)
 	}
 
@@ -708,7 +708,7 @@ func TestClocksApart(t *testing.T) {
 	}
 	s = listener.scrape(t)
 	sane(s)
-	future := s.sum("sink_messages_total", "kind", "future")
+	future := s.Sum("sink_messages_total", "kind", "future")
 	s.wants(t, map[string]float64{
 		"heartbeats_dropped_total probe far-ahead":                     0,
 		"heartbeats_indeterminate_total probe far-ahead reason future": future,

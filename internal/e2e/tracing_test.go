@@ -187,9 +187,9 @@ probes:
     sinks: [mid, out]
 `, otlp.URL, token, n.URL, s.url))
 	// The first ones may have been sent before both sinks listened.
-	d.await(t, "heartbeats have come out", func(m scrape) bool { return m.sum("heartbeats_received_total", "sink", "out") >= 15 })
+	d.await(t, "heartbeats have come out", func(m scrape) bool { return m.Sum("heartbeats_received_total", "sink", "out") >= 15 })
 	s.lose.Store(true)
-	d.await(t, "five are lost", func(m scrape) bool { return m.sum("heartbeats_dropped_total", "sink", "out") >= 5 })
+	d.await(t, "five are lost", func(m scrape) bool { return m.Sum("heartbeats_dropped_total", "sink", "out") >= 5 })
 	exemplars, err := openMetrics(d.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -229,10 +229,10 @@ probes:
 			t.Logf("%d times\n%s", n, tree)
 		}
 	}
-	if sent := last.sum("heartbeats_sent_total"); float64(len(traces)) < sent {
+	if sent := last.Sum("heartbeats_sent_total"); float64(len(traces)) < sent {
 		t.Errorf("%d traces of %v heartbeats", len(traces), sent)
 	}
-	if lost := last.sum("traces_dropped_total"); lost != 0 {
+	if lost := last.Sum("traces_dropped_total"); lost != 0 {
 		t.Errorf("%v traces were thrown away", lost)
 	}
 	found := 0
@@ -270,7 +270,7 @@ probes:
 `, tracing, n.URL)
 	}
 	d := startDaemon(t, strings.Replace(config("{}"), "global: {tracing: {}}", "", 1))
-	s := d.await(t, "heartbeats come out", func(m scrape) bool { return m.sum("heartbeats_received_total") >= 5 })
+	s := d.await(t, "heartbeats come out", func(m scrape) bool { return m.Sum("heartbeats_received_total") >= 5 })
 	s.wants(t, map[string]float64{"traces_exported_total": 0, "traces_dropped_total": 0})
 
 	reload := func(tracing string, status int, text string) {
@@ -282,17 +282,17 @@ probes:
 	}
 	on := fmt.Sprintf("{otlp: {endpoint: %q}}", otlp.URL)
 	reload(on, http.StatusOK, "")
-	d.await(t, "traces are exported", func(m scrape) bool { return m.sum("traces_exported_total") > 0 })
+	d.await(t, "traces are exported", func(m scrape) bool { return m.Sum("traces_exported_total") > 0 })
 	reload(fmt.Sprintf("{otlp: {endpoint: %q, tls: {ca_file: nothing.pem}}}", strings.Replace(otlp.URL, "http:", "https:", 1)), http.StatusInternalServerError, "global.tracing.otlp: tls: ")
 	before := d.scrape(t)
 	d.await(t, "the one before goes on", func(m scrape) bool {
-		return m.sum("traces_exported_total") > before.sum("traces_exported_total")
+		return m.Sum("traces_exported_total") > before.Sum("traces_exported_total")
 	})
 	// Refuses connections: the accounts go on, and the end comes soon all the same.
 	reload(fmt.Sprintf("{otlp: {endpoint: \"http://%s\"}}", servers.FreeAddr(t)), http.StatusOK, "")
 	before = d.scrape(t)
 	d.await(t, "heartbeats come out", func(m scrape) bool {
-		return m.sum("heartbeats_received_total") >= before.sum("heartbeats_received_total")+10
+		return m.Sum("heartbeats_received_total") >= before.Sum("heartbeats_received_total")+10
 	})
 	d.Stop()
 	if log := d.Log(); !strings.Contains(log, "traces were thrown away at the end") {
@@ -301,7 +301,7 @@ probes:
 
 	write(t, d.config, strings.Replace(config("{sample_ratio: 50%}"), "pass", "other", 1)) // decides, and exports nothing
 	d.Start()
-	d.await(t, "heartbeats are sent", func(m scrape) bool { return m.sum("heartbeats_sent_total") >= 5 })
+	d.await(t, "heartbeats are sent", func(m scrape) bool { return m.Sum("heartbeats_sent_total") >= 5 })
 	d.scrape(t).wants(t, map[string]float64{"traces_exported_total": 0, "traces_dropped_total": 0})
 }
 
