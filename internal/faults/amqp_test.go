@@ -25,24 +25,8 @@ var amqpMonitor = servers.RabbitMQUser{Name: "monitor", Password: "first", Confi
 
 // onRabbitMQ starts the brokers of a kind.
 func onRabbitMQ(t *testing.T, rows []*row, options servers.RabbitMQOptions, open func(*testing.T, *row, *servers.RabbitMQServer) *pipeline) func(*testing.T, *row) *pipeline {
-	var shared *servers.RabbitMQServer
-	broken := make(chan *servers.RabbitMQServer, 2)
-	for _, r := range rows {
-		switch {
-		case r.breaks && len(broken) < cap(broken):
-			broken <- servers.RabbitMQ(t, options)
-		case !r.breaks && shared == nil:
-			shared = servers.RabbitMQ(t, options)
-		}
-	}
-	return func(t *testing.T, r *row) *pipeline {
-		if r.breaks {
-			b := <-broken
-			t.Cleanup(func() { broken <- b })
-			return open(t, r, b)
-		}
-		return open(t, r, shared)
-	}
+	start := func() *servers.RabbitMQServer { return servers.RabbitMQ(t, options) }
+	return onServers(rows, 2, start, start, open)
 }
 
 // amqpLogin is how the monitor logs in: as itself in rows that change its password.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -182,27 +181,9 @@ func kinesisRows() []*row {
 // kinesisAtOnce is how many rows one local server can bear.
 const kinesisAtOnce = 6
 
-// openKinesis starts a server for the rows that leave it alone, and one for those that break it, which they
-// do one after the other.
 func openKinesis(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
-	var shared, broken *servers.KinesisServer
-	for _, r := range rows {
-		switch {
-		case r.breaks && broken == nil:
-			broken = servers.Kinesis(t)
-		case !r.breaks && shared == nil:
-			shared = servers.KinesisInMemory(t)
-		}
-	}
-	var one sync.Mutex
-	return func(t *testing.T, r *row) *pipeline {
-		if r.breaks {
-			one.Lock()
-			t.Cleanup(one.Unlock)
-			return kinesisPipeline(t, r, broken)
-		}
-		return kinesisPipeline(t, r, shared)
-	}
+	return onServers(rows, 1, func() *servers.KinesisServer { return servers.KinesisInMemory(t) },
+		func() *servers.KinesisServer { return servers.Kinesis(t) }, kinesisPipeline)
 }
 
 // kinesisPipeline creates the two streams of a row. Faults of the service itself are those of the monitor's

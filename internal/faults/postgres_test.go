@@ -16,32 +16,13 @@ import (
 	"github.com/lag-monitor/lag-monitor/internal/servers"
 )
 
-// openPostgres starts a server for the rows that leave it alone, and one for those that break it, which they do one after
-// the other.
 func openPostgres(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
-	var shared, broken *servers.PostgresServer
 	start := func() *servers.PostgresServer {
 		p := servers.Postgres(t, servers.PostgresOptions{Password: true, Config: "track_commit_timestamp = on\nmax_connections = 200"})
 		postgresDo(t, p, "postgres", "create database faults")
 		return p
 	}
-	for _, r := range rows {
-		switch {
-		case r.breaks && broken == nil:
-			broken = start()
-		case !r.breaks && shared == nil:
-			shared = start()
-		}
-	}
-	var one sync.Mutex
-	return func(t *testing.T, r *row) *pipeline {
-		if r.breaks {
-			one.Lock()
-			t.Cleanup(one.Unlock)
-			return postgresPipeline(t, r, broken)
-		}
-		return postgresPipeline(t, r, shared)
-	}
+	return onServers(rows, 1, start, start, postgresPipeline)
 }
 
 // postgresDial connects as the superuser.

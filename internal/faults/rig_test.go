@@ -278,6 +278,29 @@ probes:
 		orElse(f.ttl, 10*time.Minute), f.inject)
 }
 
+// onServers starts a server for the rows that leave it alone, if there are any, and up to n for those that break one: each of them
+// has one to itself while it lasts. open makes the pipeline of a row on its server.
+func onServers[S any](rows []*row, n int, start, startBroken func() S, open func(*testing.T, *row, S) *pipeline) func(*testing.T, *row) *pipeline {
+	var shared S
+	has, broken := false, make(chan S, n)
+	for _, r := range rows {
+		switch {
+		case r.breaks && len(broken) < n:
+			broken <- startBroken()
+		case !r.breaks && !has:
+			shared, has = start(), true
+		}
+	}
+	return func(t *testing.T, r *row) *pipeline {
+		if r.breaks {
+			s := <-broken
+			t.Cleanup(func() { broken <- s })
+			return open(t, r, s)
+		}
+		return open(t, r, shared)
+	}
+}
+
 func orElse[T comparable](v, otherwise T) T {
 	var zero T
 	if v == zero {

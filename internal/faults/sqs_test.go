@@ -44,26 +44,9 @@ type awsRow struct {
 // snsHead says that the head of a row is a topic.
 const snsHead = "sns"
 
-// openAWS starts a server for the rows that leave it alone, and one for those that break it, which they do one after the other.
 func openAWS(t *testing.T, rows []*row) func(*testing.T, *row) *pipeline {
-	var shared, broken *servers.MotoServer
-	for _, r := range rows {
-		switch {
-		case r.breaks && broken == nil:
-			broken = servers.Moto(t)
-		case !r.breaks && shared == nil:
-			shared = servers.Moto(t)
-		}
-	}
-	var one sync.Mutex
-	return func(t *testing.T, r *row) *pipeline {
-		if r.breaks {
-			one.Lock()
-			t.Cleanup(one.Unlock)
-			return awsPipeline(t, r, broken)
-		}
-		return awsPipeline(t, r, shared)
-	}
+	start := func() *servers.MotoServer { return servers.Moto(t) }
+	return onServers(rows, 1, start, start, awsPipeline)
 }
 
 // awsPipeline creates the queues and topics of a row. The destination is a topic, to which a queue of the monitor's own and one of the
