@@ -62,97 +62,22 @@ func TestMQTTConfig(t *testing.T) {
 
 // mqttRig is a sink behind a proxy, and a client beside it.
 type mqttRig struct {
-	taker
-	t      *testing.T
-	m      *servers.MosquittoServer
-	proxy  *servers.FaultProxy
-	cfg    *MQTTConfig
-	sink   Sink
-	feed   *Feed
-	cancel context.CancelFunc
-	done   chan error
+	rig
+	m     *servers.MosquittoServer
+	proxy *servers.FaultProxy
+	cfg   *MQTTConfig
 }
 
 func onMQTT(t *testing.T, opts servers.MosquittoOptions, configure func(*MQTTConfig)) *mqttRig {
 	t.Helper()
-	r := &mqttRig{t: t, m: servers.Mosquitto(t, opts), cfg: NewMQTT()}
+	r := &mqttRig{rig: rig{t: t}, m: servers.Mosquitto(t, opts), cfg: NewMQTT()}
 	r.proxy = servers.Proxy(t, r.m.Addr)
 	r.cfg.Broker.URL, r.cfg.Topic = "mqtt://"+r.proxy.Addr, "orders/#"
 	r.cfg.Broker.KeepAlive = conn.Duration(time.Minute) // a busy machine answers a ping late
 	configure(r.cfg)
-	if err := r.cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
+	r.config = r.cfg
 	r.open()
 	return r
-}
-
-func (r *mqttRig) open() {
-	r.t.Helper()
-	s, err := r.cfg.Open()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.sink, r.feed = s, NewFeed(r, nil)
-}
-
-func (r *mqttRig) begin() {
-	ctx, cancel := context.WithCancel(r.t.Context())
-	r.cancel, r.done = cancel, make(chan error, 1)
-	go func() { r.done <- r.sink.Run(ctx, r.feed) }()
-}
-
-// run runs the sink until it is caught up, again and again if the broker has to come back first.
-func (r *mqttRig) run() {
-	r.t.Helper()
-	r.begin()
-	r.settle()
-}
-
-func (r *mqttRig) stop() {
-	r.t.Helper()
-	r.cancel()
-	if err := <-r.done; err != nil {
-		r.t.Errorf("Run: %v", err)
-	}
-	r.feed.notReady()
-}
-
-// ended returns the error with which Run ends by itself.
-func (r *mqttRig) ended() error {
-	r.t.Helper()
-	select {
-	case err := <-r.done:
-		r.feed.notReady()
-		return err
-	case <-time.After(time.Minute):
-		r.t.Fatal("Run had not ended after a minute")
-		return nil
-	}
-}
-
-func (r *mqttRig) eventually(what string, cond func() bool) {
-	r.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("%s: not within a minute", what)
-		}
-	}
-}
-
-func (r *mqttRig) settle() {
-	r.t.Helper()
-	now := time.Now()
-	r.eventually("caught up", func() bool {
-		select {
-		case err := <-r.done:
-			r.t.Fatalf("Run ended: %v", err)
-		default:
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return r.caughtUp.After(now)
-	})
 }
 
 // direct makes a connection of the test's own.
@@ -182,19 +107,6 @@ func (r *mqttRig) publish(qos byte, retain bool, seqs ...int) {
 	}
 	if err := l.Ping(r.t.Context()); err != nil {
 		r.t.Fatal(err)
-	}
-}
-
-func (r *mqttRig) want(gaps []string, seqs ...uint64) {
-	r.t.Helper()
-	r.settle()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !slices.Equal(r.seqs, seqs) {
-		r.t.Errorf("heartbeats %v arrived, want %v", r.seqs, seqs)
-	}
-	if !slices.Equal(r.gaps, gaps) {
-		r.t.Errorf("gaps %q, want %q", r.gaps, gaps)
 	}
 }
 

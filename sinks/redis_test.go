@@ -1,7 +1,6 @@
 package sinks
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,14 +14,9 @@ import (
 
 // redisRig is a sink on a server of its own, and a client beside it.
 type redisRig struct {
-	taker
-	t      *testing.T
+	rig
 	client *redis.Client
 	cfg    *RedisConfig
-	sink   Sink
-	feed   *Feed
-	cancel context.CancelFunc
-	done   chan error
 }
 
 func onRedis(t *testing.T, configure func(*RedisConfig)) *redisRig {
@@ -31,54 +25,10 @@ func onRedis(t *testing.T, configure func(*RedisConfig)) *redisRig {
 	c := NewRedis()
 	c.Server.Addresses = []string{server.Addr}
 	configure(c)
-	if err := c.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	r := &redisRig{t: t, cfg: c, client: redis.NewClient(&redis.Options{Addr: server.Addr})}
+	r := &redisRig{rig: rig{t: t, config: c}, cfg: c, client: redis.NewClient(&redis.Options{Addr: server.Addr})}
 	t.Cleanup(func() { r.client.Close() })
 	r.open()
 	return r
-}
-
-func (r *redisRig) open() {
-	r.t.Helper()
-	s, err := r.cfg.Open()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.sink, r.feed = s, NewFeed(r, nil)
-}
-
-func (r *redisRig) run() {
-	r.t.Helper()
-	ctx, cancel := context.WithCancel(r.t.Context())
-	r.cancel, r.done = cancel, make(chan error, 1)
-	go func() { r.done <- r.sink.Run(ctx, r.feed) }()
-	r.settle()
-}
-
-func (r *redisRig) stop() {
-	r.t.Helper()
-	r.cancel()
-	if err := <-r.done; err != nil {
-		r.t.Errorf("Run: %v", err)
-	}
-	r.feed.notReady()
-}
-
-func (r *redisRig) settle() {
-	r.t.Helper()
-	now := time.Now()
-	waitUntil(r.t, "caught up", func() bool {
-		select {
-		case err := <-r.done:
-			r.t.Fatalf("Run ended: %v", err)
-		default:
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return r.caughtUp.After(now)
-	})
 }
 
 // add appends heartbeats to the stream, with further arguments of XADD.
@@ -92,19 +42,6 @@ func (r *redisRig) add(configure func(*redis.XAddArgs), seqs ...int) {
 		if err := r.client.XAdd(r.t.Context(), a).Err(); err != nil {
 			r.t.Fatal(err)
 		}
-	}
-}
-
-func (r *redisRig) want(gaps []string, seqs ...uint64) {
-	r.t.Helper()
-	r.settle()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !slices.Equal(r.seqs, seqs) {
-		r.t.Errorf("heartbeats %v arrived, want %v", r.seqs, seqs)
-	}
-	if !slices.Equal(r.gaps, gaps) {
-		r.t.Errorf("gaps %q, want %q", r.gaps, gaps)
 	}
 }
 
