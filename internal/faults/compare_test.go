@@ -145,7 +145,7 @@ func (f *field) compare(t *testing.T, s servers.Scrape) result {
 	vanished := max(0, accepted-head) // acknowledged, and not there: the broker's own loss, at least
 	// Of what is there some may be sends without an answer; then as many more were lost that had one.
 	vanishedMost := vanished
-	if vanished > 0 {
+	if vanished > 0 || f.headLoses {
 		vanishedMost = min(accepted, accepted+unknown-head)
 	}
 	res := result{

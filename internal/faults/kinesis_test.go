@@ -67,7 +67,7 @@ func kinesisRows() []*row {
 			},
 		},
 		&row{
-			name: "head_recreated", does: "the head stream is deleted, and created again 2 s later",
+			name: "head_recreated", does: "the head stream is deleted, and created again 2 s later", headLoses: true,
 			fault: func(t *testing.T, f *field) { head(f).recreate(t, 2*time.Second) },
 		},
 		&row{

@@ -26,7 +26,7 @@ func kafkaRows() []*row {
 			},
 		},
 		&row{
-			name: "head_recreated", does: "the head topic is deleted, and created again 2 s later",
+			name: "head_recreated", does: "the head topic is deleted, and created again 2 s later", headLoses: true,
 			fault: func(t *testing.T, f *field) { head(f).recreate(t, kafkaOf(f), 2*time.Second) },
 		},
 		&row{
@@ -72,7 +72,7 @@ func natsRows() []*row {
 			},
 		},
 		&row{
-			name: "head_recreated", does: "the head stream is deleted, and created again 2 s later",
+			name: "head_recreated", does: "the head stream is deleted, and created again 2 s later", headLoses: true,
 			fault: func(t *testing.T, f *field) { f.head.(*natsQueue).recreate(t, 2*time.Second) },
 		},
 		&row{
