@@ -67,10 +67,12 @@ modules: ## The modules are what go.sum says, and each go.mod is tidy.
 servers: ## Fetch the real servers for the tests: once, into LAG_MONITOR_TEST_SERVERS.
 	$(call step,servers,bash internal/servers/install.sh)
 
+# All is compiled first: beside the compiler, tests that are held against the clock come late. Only linking is left then.
 # The longest ones go first, so that none of them is left over at the end. Those of sinks are shared out, since they wait.
 LONGEST := ./internal/web ./rules ./internal/servers ./probe
 REST = go test $(RACE) -shuffle=on -timeout 20m $$(go list $(LONGEST) ./... | awk "!/\/(sinks|internal\/(conform|e2e|faults))$$/ && !seen[\$$0]++")
 unit: ## All tests of this module, with the race detector. Fuzz targets run their seeds.
+	$(call step,compile what tests are made of,go list -export -deps -test $(RACE) ./... >/dev/null)
 	$(call step,go test,NICE=0 scripts/beside.sh 'scripts/shards.sh sinks 3 $(RACE)' '$(REST)')
 
 e2e: servers ## The tests of the binary from outside, between real servers.
