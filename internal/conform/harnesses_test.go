@@ -48,7 +48,7 @@ func sideBySide() int {
 	if os.Getenv("LAG_MONITOR_TEST_SERVERS") != "" {
 		return 2
 	}
-	return 4
+	return 8
 }
 
 // TestConformance runs each transport in a process of its own: each check looks for goroutines that are left over, so that
