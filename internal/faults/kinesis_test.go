@@ -49,8 +49,7 @@ func kinesisRows() []*row {
 	for _, r := range commonRows() {
 		switch r.name {
 		case "broker_restart":
-			// The local server keeps what it has acknowledged when its file is written, not before.
-			r.does, r.fault, r.headLoses = "stopped once its data is on disk, 3 s, start", restart, true
+			r.does, r.fault = "stopped once its data is on disk, 3 s, start", restart
 		case "long_outage":
 			r.does, r.interval = strings.Replace(r.does, "at 40 heartbeats", "at 8 heartbeats", 1), 125*time.Millisecond
 		case "slow_link": // its reads are slower by themselves
@@ -137,7 +136,7 @@ func kinesisRows() []*row {
 			},
 		},
 		&row{
-			name: "fan_out_restart", does: "as broker restart, read through enhanced fan-out", variant: "fan_out", breaks: true, headLoses: true, fault: restart,
+			name: "fan_out_restart", does: "as broker restart, read through enhanced fan-out", variant: "fan_out", breaks: true, fault: restart,
 		},
 		&row{
 			name: "fan_out_cut", does: "subscriptions end, break off, are refused and throttled for 10 s", variant: "fan_out",

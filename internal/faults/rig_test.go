@@ -92,7 +92,7 @@ type row struct {
 	untold    bool     // nobody tells when a message came: those that come out after a time of blindness are in doubt
 	ends      []string // lanes that end, and their series with them
 
-	// headLoses says that what the head has acknowledged and nobody has read may be lost with it, as the row breaks it. Other rows are
+	// headLoses says that the row destroys the head, and what it has acknowledged and nobody has read goes with it. Other rows are
 	// held against what the head holds: that it is less than was acknowledged tells a loss, unless sends without an answer make up for it.
 	headLoses bool
 
